@@ -1,0 +1,88 @@
+# make demo | up | test | test-full | lint | check | openapi | lock | coverage | clean
+#
+# Each target makes .venv and installs what is missing first. PYTHON names the interpreter that .venv is made with; TORCH_ARGS are
+# further arguments for pip when it installs torch, for example an index of CPU wheels:
+#   make demo PYTHON=python3.12 TORCH_ARGS='--index-url https://download.pytorch.org/whl/cpu'
+
+PYTHON ?= python3
+TORCH_ARGS ?=
+TORCH_VERSION := 2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PHASE := scripts/phase
+INSTALLED := $(VENV)/.installed
+
+# The checks reach no model hub, and two test processes share two cores.
+TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q
+SUITES := tests/integration tests/contract tests/faults
+SOURCES := server worker benchmarks clients/python/src scripts tests
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help install demo up test test-unit test-rest test-full lint check openapi lock coverage clean
+
+help:
+	@sed -n '1,6s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+
+install: $(INSTALLED)
+
+demo: install
+	@$(PHASE) demo $(BIN)/kmserve demo
+
+up: install
+	@$(BIN)/kmserve up
+
+test: test-unit test-rest
+
+test-unit: install
+	@$(PHASE) "unit tests" env OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "not slow" tests/unit
+
+test-rest: install
+	@$(PHASE) "integration, contract and fault tests" env $(PYTEST) -m "not slow" --durations=10 $(SUITES)
+
+test-full: test-unit
+	@$(PHASE) "all other tests, slow ones included" env $(PYTEST) --durations=20 $(SUITES)
+
+lint: install
+	@$(PHASE) "ruff format" $(BIN)/ruff format --check .
+	@$(PHASE) "ruff check" $(BIN)/ruff check .
+	@$(PHASE) "mypy" $(BIN)/mypy $(SOURCES)
+	@$(PHASE) "import contracts" $(BIN)/lint-imports
+	@$(PHASE) "tenant lint" $(BIN)/python -m scripts.lint_tenant
+
+check: lint test
+
+openapi: install
+	@$(BIN)/python -m scripts.openapi
+
+lock: install
+	@$(BIN)/python -m scripts.lock
+
+coverage: install
+	@$(TEST_ENV) OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q -m "not slow" tests/unit
+	@$(BIN)/python -m coverage report
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info clients/python/src/*.egg-info .coverage
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find server worker benchmarks clients scripts tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Three steps, each with a stamp, so that nothing is installed twice.
+
+$(BIN)/python:
+	@$(PHASE) "virtual environment" scripts/venv.sh $(PYTHON) $(VENV)
+
+$(VENV)/.torch-$(TORCH_VERSION): | $(BIN)/python
+	@$(PHASE) "install torch" $(PIP) install $(TORCH_ARGS) torch==$(TORCH_VERSION)
+	@touch $@
+
+$(VENV)/.locked: requirements.lock $(VENV)/.torch-$(TORCH_VERSION)
+	@$(PHASE) "install requirements.lock" $(PIP) install --quiet --no-deps -r requirements.lock
+	@touch $@
+
+$(INSTALLED): pyproject.toml clients/python/pyproject.toml $(VENV)/.locked
+	@$(PHASE) "install kmserve" $(PIP) install --quiet --no-deps --no-build-isolation -e . -e clients/python
+	@touch $@

@@ -1,0 +1,159 @@
+"""The values the API answers with. Fields that a newer server adds are ignored; times are seconds since the epoch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Mode: TypeAlias = Literal["auto", "closed_book", "open_book", "retrieval", "in_context", "base"]
+Status: TypeAlias = Literal["ingesting", "retrieval_ready", "training", "ready", "failed", "cancelled"]
+
+
+class Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Failure(Value):
+    code: str
+    message: str
+
+
+class Progress(Value):
+    """`done` of `total` `unit`s of the job's stage; `eta_seconds` to the end of the whole job, where it is known."""
+
+    done: float
+    total: float
+    unit: str | None = None
+    eta_seconds: float | None = None
+
+
+class Job(Value):
+    id: str
+    kind: str
+    state: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    stage: str | None = None
+    progress: Progress | None = None
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    error: Failure | None = None
+    attempt: int = 0
+
+
+class Module(Value):
+    version: int
+    digest: str
+
+
+UNDER_WAY = frozenset({"queued", "running"})
+RETRIEVABLE = frozenset({"retrieval_ready", "training", "ready"})
+
+
+class Document(Value):
+    """`module` is the active knowledge module, `job` the newest job, `row_version` what its ETag is made of."""
+
+    id: str
+    title: str
+    status: Status
+    external_id: str | None = None
+    filename: str | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    error: Failure | None = None
+    module: Module | None = None
+    job: Job | None = None
+    row_version: int = 0
+
+    @property
+    def settled(self) -> bool:
+        """Nothing will change by itself any more."""
+        return self.status != "ingesting" and self.status != "training" and not (self.job and self.job.state in UNDER_WAY)
+
+    def reached(self, goal: Literal["retrieval_ready", "ready"]) -> bool:
+        return self.status == "ready" if goal == "ready" else self.status in RETRIEVABLE
+
+
+class Deletion(Value):
+    """The receipt of a deletion."""
+
+    document_id: str
+
+
+class Citation(Value):
+    """A passage behind an answer, or found by a search; the character span is in the document's parsed text."""
+
+    document_id: str
+    revision_id: str
+    quote: str
+    filename: str | None = None
+    page: int | None = None
+    char_start: int
+    char_end: int
+    score: float
+
+
+class Used(Value):
+    """What an answer was made with: the mode that `auto` became, the base model, the module, the passages."""
+
+    mode: Mode
+    base: str
+    module: Module | None = None
+    extractor: str | None = None
+    passages: list[str] = Field(default_factory=list)
+    dropped: list[str] = Field(default_factory=list)
+
+
+class Usage(Value):
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Score(Value):
+    """Natural log-probabilities of each token of `text` after the prompt; no end of turn is counted."""
+
+    text: str
+    logprobs: list[float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.logprobs)
+
+    @property
+    def mean(self) -> float:
+        return self.total / len(self.logprobs)
+
+
+class Answer(Value):
+    answer: str
+    citations: list[Citation] = Field(default_factory=list)
+    used: Used
+    usage: Usage
+    scores: list[Score] = Field(default_factory=list)
+    request_id: str
+
+
+class Started(Value):
+    """First event of a streamed answer."""
+
+    request_id: str
+
+
+class Delta(Value):
+    """A piece of a streamed answer's text."""
+
+    text: str
+
+
+AnswerEvent: TypeAlias = Started | Citation | Delta | Answer
+"""A streamed answer: `Started`, then `Citation`s and `Delta`s, and last the whole `Answer`."""
+
+
+class ApiKey(Value):
+    id: str
+    name: str
+    prefix: str
+    scopes: list[str]
+
+
+class NewApiKey(ApiKey):
+    """`key` is the secret; the server shows it this once."""
+
+    key: str = Field(repr=False)

@@ -1,0 +1,247 @@
+"""Durable jobs: the row is the truth, and every function here is one step of its life inside the caller's transaction.
+
+    enqueue -> claim -> heartbeat, progress ... -> succeed | fail | cancelled | release | retry
+
+`attempt` is the fencing token: what a worker writes is conditional on the row being `running` under the attempt it claimed, else
+`JobLost` and nothing is written. Leases are compared on the database's clock only. Where a step also moves the document's status, the
+document's row is locked before the job's (see documents.py). Knows nothing of brokers, processes or what a job does.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Update, and_, case, func, insert, select, update
+from sqlalchemy.orm import Session, aliased
+
+from server.db import documents
+from server.db.clock import db_now
+from server.db.tables import Job, JobKind, JobState
+from server.errors import AttemptsExhausted, JobLost, JobNotFound
+
+_REFRESH = {"populate_existing": True}
+_FREED: dict[str, Any] = {"lease_owner": None, "lease_until": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reaped:
+    """`jobs` were taken from dead workers (queued again, failed or cancelled); `ring` says that queued training waits for a worker."""
+
+    jobs: tuple[Job, ...]
+    ring: bool
+
+
+def enqueue(
+    session: Session,
+    *,
+    tenant_id: str,
+    document_id: str,
+    revision_id: str,
+    kind: JobKind,
+    params: dict[str, Any],
+    priority: int = 0,
+    max_attempts: int = 5,
+) -> Job:
+    """A new queued job. Ring the bell after the transaction, not in it."""
+    row = {"tenant_id": tenant_id, "document_id": document_id, "revision_id": revision_id, "kind": kind, "params": params}
+    times = {"created_at": db_now(), "updated_at": db_now()}
+    new = insert(Job).values(
+        id=f"job_{uuid.uuid4().hex}",
+        state=JobState.QUEUED,
+        metrics={},
+        attempt=0,
+        max_attempts=max_attempts,
+        priority=priority,
+        cancel_requested=False,
+        **row,
+        **times,
+    )
+    return session.scalars(new.returning(Job), execution_options=_REFRESH).one()
+
+
+def claim(session: Session, kind: JobKind, owner: str, lease_seconds: float) -> Job | None:
+    """Take the best queued job: highest priority, then the tenant whose last start lies furthest back, then the oldest.
+
+    The row is taken by compare-and-set on (queued, attempt); who comes second looks again. A claimed training shows in its document.
+    """
+    while (candidate := session.scalars(_best(kind), execution_options=_REFRESH).one_or_none()) is not None:
+        document = documents.lock(session, candidate.tenant_id, candidate.document_id)
+        same = update(Job).where(Job.id == candidate.id, Job.state == JobState.QUEUED, Job.attempt == candidate.attempt)
+        if document is None:
+            _change(session, same, state=JobState.CANCELLED, finished_at=db_now())
+        elif (job := _change(session, same, **_claimed(owner, lease_seconds))) is not None:
+            documents.follow_claim(session, job)
+            return job
+    return None
+
+
+def heartbeat(session: Session, job_id: str, attempt: int, lease_seconds: float) -> bool:
+    """Extend the lease; true when the job is to be cancelled. Raises JobLost."""
+    return _write(session, job_id, attempt, lease_until=db_now() + lease_seconds).cancel_requested
+
+
+def progress(
+    session: Session,
+    job_id: str,
+    attempt: int,
+    *,
+    stage: str,
+    done: int,
+    total: int,
+    unit: str,
+    eta_seconds: float | None = None,
+    metrics: dict[str, Any] | None = None,
+) -> bool:
+    """Report where the job is; true when it is to be cancelled. Raises JobLost."""
+    report: dict[str, Any] = {"done": done, "total": total, "unit": unit, "eta_seconds": eta_seconds}
+    job = _write(session, job_id, attempt, stage=stage, progress=report)
+    return (record_metrics(session, job_id, attempt, metrics) if metrics else job).cancel_requested
+
+
+def record_metrics(session: Session, job_id: str, attempt: int, metrics: dict[str, Any]) -> Job:
+    """Merge `metrics` into the row's. Raises JobLost."""
+    known = session.scalar(select(Job.metrics).where(Job.id == job_id)) or {}
+    return _write(session, job_id, attempt, metrics={**known, **metrics})
+
+
+def succeed(session: Session, job_id: str, attempt: int) -> Job:
+    """End a job well; the document's new status is the caller's to set, in the same transaction. Raises JobLost."""
+    return _write(session, job_id, attempt, state=JobState.SUCCEEDED, finished_at=db_now(), error=None, **_FREED)
+
+
+def fail(session: Session, job_id: str, attempt: int, *, code: str, message: str) -> Job:
+    """End a job for good with an error that its owner can read. Raises JobLost."""
+    return _end(session, job_id, attempt, JobState.FAILED, {"code": code, "message": message})
+
+
+def cancelled(session: Session, job_id: str, attempt: int) -> Job:
+    """End a running job that was asked to stop. Raises JobLost."""
+    return _end(session, job_id, attempt, JobState.CANCELLED, None)
+
+
+def release(session: Session, job_id: str, attempt: int) -> Job:
+    """Hand a running job back unfinished, through no fault of its own: the attempt is not held against it. Raises JobLost.
+
+    A job that was asked to stop is cancelled instead; so with `retry`.
+    """
+    return _requeue(session, _lock(session, job_id, attempt), max_attempts=Job.max_attempts + 1)
+
+
+def retry(session: Session, job_id: str, attempt: int, *, code: str, message: str, params: dict[str, Any] | None = None) -> Job:
+    """Queue a job again after a failed attempt, with other `params` if given; the last allowed attempt fails it. Raises JobLost."""
+    job = _lock(session, job_id, attempt)
+    if job.attempt >= job.max_attempts and not job.cancel_requested:
+        return fail(session, job_id, attempt, code=code, message=message)
+    return _requeue(session, job, **({"params": params} if params is not None else {}))
+
+
+def request_cancel(session: Session, tenant_id: str, job_id: str) -> JobState:
+    """Cancel a queued job at once and ask a running one to stop; an ended job is left as it is. Raises JobNotFound."""
+    mine = (Job.id == job_id, Job.tenant_id == tenant_id)
+    job = session.scalars(select(Job).where(*mine), execution_options=_REFRESH).one_or_none()
+    if job is None:
+        raise JobNotFound("no such job")
+    documents.lock(session, tenant_id, job.document_id)
+    queued = Job.state == JobState.QUEUED
+    job = _change(
+        session,
+        update(Job).where(*mine, Job.state.in_((JobState.QUEUED, JobState.RUNNING))),
+        cancel_requested=True,
+        state=case((queued, JobState.CANCELLED), else_=Job.state),
+        finished_at=case((queued, db_now()), else_=Job.finished_at),
+    )
+    if job is not None and job.state == JobState.CANCELLED:
+        documents.follow_job(session, job)
+    return JobState(job.state if job is not None else session.scalars(select(Job.state).where(*mine)).one())
+
+
+def reap(session: Session, kinds: Sequence[JobKind] = tuple(JobKind)) -> list[Job]:
+    """Take running jobs from workers whose lease has run out: queued again, or failed after the last attempt, or cancelled if asked."""
+    expired = (Job.state == JobState.RUNNING, Job.lease_until < db_now())
+    found = select(Job).where(*expired, Job.kind.in_(kinds)).order_by(Job.document_id, Job.id)
+    return [job for seen in list(session.scalars(found)) if (job := _reap_one(session, seen, and_(*expired))) is not None]
+
+
+def unrung(session: Session, ring_seconds: float) -> list[str]:
+    """Training jobs that have been queued, and not rung for, longer than `ring_seconds`; marks them as rung for."""
+    waiting = Job.state == JobState.QUEUED, Job.kind == JobKind.TRAIN
+    silent = func.coalesce(Job.rung_at, Job.created_at) < db_now() - ring_seconds
+    ids = list(session.scalars(select(Job.id).where(*waiting, silent).with_for_update(skip_locked=True)))
+    session.execute(update(Job).where(Job.id.in_(ids)).values(rung_at=db_now()))
+    return ids
+
+
+def reap_once(session: Session, *, ring_seconds: float) -> Reaped:
+    """One round of the reaper, for every kind of job. Ring, if so told, after the transaction."""
+    jobs = tuple(reap(session))
+    waiting = unrung(session, ring_seconds)
+    again = any(job.kind == JobKind.TRAIN and job.state == JobState.QUEUED for job in jobs)
+    return Reaped(jobs=jobs, ring=again or bool(waiting))
+
+
+def _best(kind: JobKind) -> Any:
+    other = aliased(Job)
+    last_start = select(func.max(other.started_at)).where(other.kind == kind, other.tenant_id == Job.tenant_id).scalar_subquery()
+    turn = func.coalesce(last_start, 0.0)
+    queued = select(Job).where(Job.kind == kind, Job.state == JobState.QUEUED)
+    return queued.order_by(Job.priority.desc(), turn, Job.created_at, Job.id).limit(1)
+
+
+def _claimed(owner: str, lease_seconds: float) -> dict[str, Any]:
+    lease = {"lease_owner": owner, "lease_until": db_now() + lease_seconds}
+    return {"state": JobState.RUNNING, "attempt": Job.attempt + 1, "started_at": db_now(), "stage": None, "progress": None, **lease}
+
+
+def _lock(session: Session, job_id: str, attempt: int) -> Job:
+    """Lock the document of an attempt's job, then read the job under that lock."""
+    mine = select(Job).where(Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING)
+    job = session.scalars(mine, execution_options=_REFRESH).one_or_none()
+    if job is not None:
+        documents.lock(session, job.tenant_id, job.document_id)
+        job = session.scalars(mine.with_for_update(), execution_options=_REFRESH).one_or_none()
+    if job is None:
+        raise JobLost("the job belongs to another attempt")
+    return job
+
+
+def _end(session: Session, job_id: str, attempt: int, state: JobState, error: dict[str, Any] | None) -> Job:
+    _lock(session, job_id, attempt)
+    job = _write(session, job_id, attempt, state=state, error=error, finished_at=db_now(), **_FREED)
+    documents.follow_job(session, job)
+    return job
+
+
+def _requeue(session: Session, job: Job, **values: Any) -> Job:
+    if job.cancel_requested:
+        return cancelled(session, job.id, job.attempt)
+    return _write(session, job.id, job.attempt, state=JobState.QUEUED, rung_at=db_now(), **_FREED, **values)
+
+
+def _reap_one(session: Session, seen: Job, expired: ColumnElement[bool]) -> Job | None:
+    """None when a heartbeat or another reaper came first."""
+    documents.lock(session, seen.tenant_id, seen.document_id)
+    held = select(Job).where(Job.id == seen.id, Job.attempt == seen.attempt, expired).with_for_update()
+    job = session.scalars(held, execution_options=_REFRESH).one_or_none()
+    if job is None:
+        return None
+    if job.attempt >= job.max_attempts and not job.cancel_requested:
+        message = f"gave up after {job.attempt} attempts whose worker died; look at the worker's log, then retry"
+        return fail(session, job.id, job.attempt, code=AttemptsExhausted.code, message=message)
+    return _requeue(session, job)
+
+
+def _write(session: Session, job_id: str, attempt: int, **values: Any) -> Job:
+    """The fence: change the row only while it runs under this attempt."""
+    fenced = update(Job).where(Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING)
+    job = _change(session, fenced, **values)
+    if job is None:
+        raise JobLost("the job belongs to another attempt")
+    return job
+
+
+def _change(session: Session, statement: Update, **values: Any) -> Job | None:
+    changed = statement.values(updated_at=db_now(), **values).returning(Job)
+    return session.scalars(changed, execution_options=_REFRESH).one_or_none()

@@ -1,0 +1,39 @@
+"""What an embedded engine may use of its machine. Knows nothing of the settings' file or of who else uses the machine."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class CpuShare(Protocol):
+    """This process's part of the CPU, shared with a trainer."""
+
+    def threads(self) -> int:
+        """Threads the next step may use."""
+        ...
+
+    def active(self) -> AbstractContextManager[object]:
+        """Held while the engine has work."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """`kv_tokens` bounds the tokens of all live requests together, prompt and answer reserved; a longer request is refused."""
+
+    slots: int = 16
+    """Modules resident on the device at once; extractors have three slots of their own."""
+    host_bytes: int = 1 << 30
+    max_rank: int = 64
+    max_batch: int = 16
+    """Requests that run together."""
+    max_queue: int = 64
+    """Requests that may wait for a place before new ones are turned away."""
+    kv_tokens: int = 32768
+    step_tokens: int = 512
+    """Prompt tokens read in one step: bounds how long a long prompt holds up the others' next token."""
+    threads: int | None = None
+    cores: CpuShare | None = None
+    """Overrides `threads`, asked before every step."""

@@ -1,0 +1,239 @@
+"""Every error a caller can meet, drawn once.
+
+    KmserveError
+    ├── InvalidInput            422: unknown_mode, context_limit, no_text_layer, idempotency_key_reused, ...
+    ├── Unauthorized            401: unauthorized
+    ├── Forbidden               403: scope_missing
+    ├── NotFound                404: document_not_found, job_not_found, api_key_not_found
+    ├── Conflict                409: module_not_ready, not_retrievable, idempotency_in_flight, not_retryable, ...
+    ├── TooLarge                413: upload_too_large, document_too_long
+    ├── UnsupportedMediaType    415: unsupported_media_type
+    ├── TooManyRequests         429: engine_busy (carries retry_after, seconds)
+    ├── Unavailable             503: module_corrupt, module_wrong_base, engine_stopped, index_mismatch
+    └── JobFailure              ends a job, never a request: gate_not_passed, gpu_out_of_memory, gpu_busy, trainer_crashed, ...
+
+Standard library only: the engine and the trainer raise these too. A message says what to do next and never holds a path, SQL or
+a secret. `extra` are further machine-readable members of the problem document.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class KmserveError(Exception):
+    """`status` is the HTTP status, `code` the stable machine-readable name, `detail` a sentence for people."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, detail: str, **extra: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.extra = extra
+
+
+class InvalidInput(KmserveError):
+    status = 422
+    code = "invalid_input"
+
+
+class UnknownMode(InvalidInput):
+    code = "unknown_mode"
+
+
+class InvalidHistory(InvalidInput):
+    """`messages` do not alternate user and assistant, or do not end with an assistant's."""
+
+    code = "invalid_history"
+
+
+class ContextLimit(InvalidInput):
+    """Prompt and answer do not fit the model's context; `extra` holds prompt_tokens, max_tokens, limit."""
+
+    code = "context_limit"
+
+
+class NoTextLayer(InvalidInput):
+    code = "no_text_layer"
+
+
+class EncryptedDocument(InvalidInput):
+    code = "encrypted_document"
+
+
+class EmptyDocument(InvalidInput):
+    code = "empty_document"
+
+
+class BrokenDocument(InvalidInput):
+    code = "broken_document"
+
+
+class UndecodableText(InvalidInput):
+    code = "undecodable_text"
+
+
+class ParseLimit(InvalidInput):
+    """Parsing took more time or memory than the settings allow."""
+
+    code = "parse_limit"
+
+
+class IdempotencyKeyReused(InvalidInput):
+    code = "idempotency_key_reused"
+
+
+class ScopeNotExportable(InvalidInput):
+    code = "scope_not_exportable"
+
+
+class Unauthorized(KmserveError):
+    status = 401
+    code = "unauthorized"
+
+
+class Forbidden(KmserveError):
+    status = 403
+    code = "scope_missing"
+
+
+class NotFound(KmserveError):
+    status = 404
+    code = "not_found"
+
+
+class DocumentNotFound(NotFound):
+    """Absent, deleted or another tenant's: the three are told apart nowhere."""
+
+    code = "document_not_found"
+
+
+class JobNotFound(NotFound):
+    code = "job_not_found"
+
+
+class ApiKeyNotFound(NotFound):
+    code = "api_key_not_found"
+
+
+class Conflict(KmserveError):
+    status = 409
+    code = "conflict"
+
+
+class ModuleNotReady(Conflict):
+    """`extra["job"]` links the job that will publish the module, when there is one."""
+
+    code = "module_not_ready"
+
+
+class NotRetrievable(Conflict):
+    """The document's passages are not indexed yet."""
+
+    code = "not_retrievable"
+
+
+class NotCancellable(Conflict):
+    code = "not_cancellable"
+
+
+class NotRetryable(Conflict):
+    code = "not_retryable"
+
+
+class IdempotencyInFlight(Conflict):
+    code = "idempotency_in_flight"
+
+
+class TooLarge(KmserveError):
+    status = 413
+    code = "upload_too_large"
+
+
+class DocumentTooLong(TooLarge):
+    code = "document_too_long"
+
+
+class UnsupportedMediaType(KmserveError):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class TooManyRequests(KmserveError):
+    status = 429
+    code = "engine_busy"
+
+    def __init__(self, detail: str, retry_after: int = 1, **extra: Any) -> None:
+        super().__init__(detail, **extra)
+        self.retry_after = retry_after
+
+
+class Unavailable(KmserveError):
+    status = 503
+    code = "unavailable"
+
+
+class ModuleCorrupt(Unavailable):
+    """The artefact's files do not prove what the database expects; `reason` is for the log and the quarantine record."""
+
+    code = "module_corrupt"
+
+    def __init__(self, detail: str, reason: str = "", **extra: Any) -> None:
+        super().__init__(detail, **extra)
+        self.reason = reason or detail
+
+
+class ModuleWrongBase(ModuleCorrupt):
+    code = "module_wrong_base"
+
+
+class EngineStopped(Unavailable):
+    code = "engine_stopped"
+
+
+class IndexMismatch(Unavailable):
+    """The vector index was built with another embedding model or dimension."""
+
+    code = "index_mismatch"
+
+
+class StorageFull(KmserveError):
+    status = 507
+    code = "storage_full"
+
+
+class JobFailure(KmserveError):
+    code = "job_failed"
+
+
+class GateNotPassed(JobFailure):
+    code = "gate_not_passed"
+
+
+class NothingToLearn(JobFailure):
+    """Synthesis produced no usable examples from the document."""
+
+    code = "nothing_to_learn"
+
+
+class GpuOutOfMemory(JobFailure):
+    code = "gpu_out_of_memory"
+
+
+class GpuBusy(JobFailure):
+    code = "gpu_busy"
+
+
+class TrainerCrashed(JobFailure):
+    code = "trainer_crashed"
+
+
+class AttemptsExhausted(JobFailure):
+    code = "attempts_exhausted"
+
+
+class JobLost(JobFailure):
+    """The lease went to another attempt: whoever holds the old one must stop and write nothing."""
+
+    code = "job_lost"

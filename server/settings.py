@@ -1,0 +1,91 @@
+"""One typed settings object, read from `KMSERVE_*` environment variables; unknown names are refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENV_PREFIX = "KMSERVE_"
+MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """The embedded default needs none of these set; production sets the URLs, the secret and the models."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+
+    environment: Literal["development", "production"] = "development"
+    data_dir: Path = Path("~/.local/share/kmserve")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    secret_key: SecretStr | None = None
+    """Keys the HMAC of API keys. In development it is made and kept in the data directory; production must set it."""
+
+    database_url: str | None = None
+    broker_url: str | None = None
+    qdrant_url: str | None = None
+    qdrant_api_key: SecretStr | None = None
+
+    base_model: str = "smollm2-135m-instruct"
+    """The packaged default, a local directory, a .gguf file, or a hub id (the only case that downloads)."""
+    embedder: str = "all-minilm-l6-v2"
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    engine_threads: int | None = Field(default=None, ge=1)
+    trainer_threads: int | None = Field(default=None, ge=1)
+    module_slots: int = Field(default=16, ge=1)
+    module_host_bytes: int = Field(default=512 * MIB, ge=0)
+    max_batch_size: int = Field(default=16, ge=1)
+    max_queue: int = Field(default=256, ge=1)
+    max_rank: int = Field(default=32, ge=1)
+
+    max_upload_bytes: int = Field(default=50 * MIB, ge=1)
+    max_document_characters: int = Field(default=2_000_000, ge=1)
+    parse_seconds: int = Field(default=60, ge=1)
+    parse_memory_bytes: int = Field(default=2048 * MIB, ge=64 * MIB)
+    passage_tokens: int = Field(default=256, ge=16)
+
+    lease_seconds: float = Field(default=60.0, gt=0)
+    reap_seconds: float = Field(default=15.0, gt=0)
+    ring_seconds: float = Field(default=30.0, gt=0)
+    max_attempts: int = Field(default=5, ge=1)
+    default_preset: Literal["quick", "paper"] = "quick"
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"
+
+    @model_validator(mode="after")
+    def _production_has_a_secret(self) -> Settings:
+        if self.environment == "production" and self.secret_key is None:
+            raise ValueError("KMSERVE_SECRET_KEY must be set in production: use 32 or more random bytes")
+        return self
+
+    @cached_property
+    def root(self) -> Path:
+        """The data directory, absolute."""
+        return self.data_dir.expanduser().absolute()
+
+    @property
+    def sql_url(self) -> str:
+        """The database without a driver suffix: sqlite:///… or postgresql://…"""
+        return self.database_url or f"sqlite:///{self.root / 'kmserve.db'}"
+
+    @property
+    def celery_url(self) -> str:
+        return self.broker_url or "filesystem://"
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings and refuse `KMSERVE_` names that no field has, which pydantic-settings lets pass for the environment."""
+    names = environ if environ is not None else os.environ
+    known = {ENV_PREFIX + field.upper() for field in Settings.model_fields}
+    unknown = sorted(name for name in names if name.startswith(ENV_PREFIX) and name not in known)
+    if unknown:
+        raise ValueError(f"unknown settings: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    return Settings()

@@ -1,0 +1,101 @@
+"""Real PostgreSQL and Redis servers for tests, on free ports with temporary directories.
+
+A server that is not installed skips the test with its reason; where the variable CI is set that skip is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import psycopg
+import pytest
+import redis
+
+_START_SECONDS = 30.0
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def postgres_server() -> Iterator[str]:
+    """The URL of a fresh cluster's database `postgres`; it refuses to run as root, so there it runs as the user `postgres`."""
+    binaries = _postgres_binaries()
+    user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="kmserve-postgres-") as folder:
+        if user:
+            shutil.chown(folder, "postgres")
+        data = f"{folder}/data"
+        initialise = [binaries / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C"]
+        subprocess.run([*user, *initialise], check=True, capture_output=True, cwd="/")
+        options = ["-p", str(port), "-h", "127.0.0.1", "-k", folder, "-F", "-c", "full_page_writes=off", "-c", "synchronous_commit=off"]
+        url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        with _running([*user, binaries / "postgres", "-D", data, *options], lambda: psycopg.connect(url).close(), psycopg.Error):
+            yield url
+
+
+@contextmanager
+def redis_server() -> Iterator[str]:
+    """The URL of an empty Redis that keeps nothing on disk."""
+    binary = shutil.which("redis-server") or _missing("redis-server is not on PATH")
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="kmserve-redis-") as folder:
+        options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--appendonly", "no"]
+        with _running([binary, *options], lambda: redis.Redis(port=port).ping(), redis.RedisError):
+            yield f"redis://127.0.0.1:{port}/0"
+
+
+@contextmanager
+def _running(command: list[str | Path], ping: Callable[[], object], refused: type[Exception]) -> Iterator[None]:
+    """Run a server until the block ends. SIGINT is a fast shutdown for both, and passes through runuser."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd="/")
+        try:
+            _wait_until_up(process, ping, refused, lambda: _tail(log.fileno()))
+            yield
+        finally:
+            process.terminate()
+            process.wait(_START_SECONDS)
+
+
+def _wait_until_up(process: subprocess.Popen[bytes], ping: Callable[[], object], refused: type[Exception], log: Callable[[], str]) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            ping()
+            return
+        except refused as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{process.args!r} did not start: {log()}") from error
+        time.sleep(0.05)
+
+
+def _tail(descriptor: int) -> str:
+    return os.pread(descriptor, 2000, 0).decode(errors="replace")
+
+
+def _postgres_binaries() -> Path:
+    on_path = shutil.which("initdb")
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not on_path and not debian:
+        _missing("PostgreSQL's initdb is neither on PATH nor under /usr/lib/postgresql")
+    return (debian[-1] if debian else Path(on_path or "")).resolve().parent
+
+
+def _missing(reason: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -1,0 +1,79 @@
+"""The engine, the artefact and the training run where only torch, transformers, safetensors and jinja2 are installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+BARE = ("server.engine", "server.modules", "worker.training", "worker.synthesis")
+
+# Runs in its own interpreter: the path finder answers only for the closure of the four packages, so that everything else is truly
+# absent, to `import` and to `find_spec` alike.
+PROGRAM = """
+import importlib, re, sys
+from importlib import metadata
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+from pathlib import Path
+
+root, packages = Path(sys.argv[1]), sys.argv[2:]
+
+def closure(*names):
+    seen, waiting = set(), list(names)
+    while waiting:
+        name = re.sub("[-_.]+", "-", waiting.pop()).lower()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            lines = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        waiting += [re.split("[^A-Za-z0-9._-]", line)[0] for line in lines if "extra ==" not in line]
+    return seen
+
+installed = closure("torch", "transformers", "safetensors", "jinja2")
+installed |= {"setuptools"} if "setuptools" in installed else set()
+third_party = {
+    name for name, owners in metadata.packages_distributions().items()
+    if any(re.sub("[-_.]+", "-", owner).lower() in installed for owner in owners)
+}
+ours = ("server", "worker", "server.errors", *packages)
+our_parents = {"server", "worker"}
+
+class OnlyThese:
+    find_distributions = PathFinder.find_distributions
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top in our_parents:
+            known = name in our_parents or any(name == own or name.startswith(own + ".") for own in ours[2:])
+        else:
+            known = top in third_party or top in sys.stdlib_module_names
+        return PathFinder.find_spec(name, path, target) if known else None
+
+sys.path.insert(0, str(root))
+sys.meta_path[:] = [BuiltinImporter, FrozenImporter, OnlyThese]
+for name in [name for name in sys.modules if name.partition(".")[0] in our_parents]:
+    del sys.modules[name]
+
+count = 0
+for package in packages:
+    folder = root / package.replace(".", "/")
+    for file in sorted(folder.rglob("*.py")):
+        module = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        importlib.import_module(module)
+        count += 1
+for forbidden in ("fastapi", "sqlalchemy", "peft", "sentence_transformers", "server.settings", "worker.celery_app"):
+    assert importlib.util.find_spec(forbidden) is None and forbidden not in sys.modules, forbidden
+print(f"imported {count} modules")
+"""
+
+
+def test_the_bare_packages_import_with_everything_else_absent() -> None:
+    command = [sys.executable, "-c", PROGRAM, str(ROOT), *BARE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[1]) >= 4 * len(BARE) // 2

@@ -1,0 +1,52 @@
+"""Training examples as token ids: what the teacher reads, what the student reads, and the target both predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from server.engine.prompt import Prompt, instruction_prompt, plain_ids
+from worker.synthesis.texts import TextPair
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """`teacher` has the context that `student` lacks; `target` ends with the end of the assistant's turn."""
+
+    kind: str
+    teacher: Prompt
+    student: Prompt
+    target: tuple[int, ...]
+
+
+def to_examples(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair], end_of_turn: int) -> list[Example]:
+    """Tokenise with the prompts that serving uses (server.engine.prompt)."""
+    return [
+        Example(
+            kind=pair.kind,
+            teacher=instruction_prompt(tokenizer, pair.teacher_instruction, context=pair.context),
+            student=instruction_prompt(tokenizer, pair.student_instruction),
+            target=(*plain_ids(tokenizer, pair.target), end_of_turn),
+        )
+        for pair in pairs
+    ]
+
+
+def split_held_out(pairs: Sequence[TextPair], share: float) -> tuple[list[TextPair], list[TextPair]]:
+    """(training, held out): every 1/share-th question-answer pair, else summary, is held out.
+
+    Other pairs with the same question or the same target text as a held-out one stay in training only if their kind
+    differs: the point is a question the student was never asked, about a fact that the document states elsewhere too.
+    """
+    kind = "question" if any(pair.kind == "question" for pair in pairs) else "summary"
+    candidates = [i for i, pair in enumerate(pairs) if pair.kind == kind]
+    if len(candidates) < 2:
+        candidates = list(range(len(pairs)))
+    stride = max(2, round(1 / share))
+    chosen = set(candidates[stride // 2 :: stride] or candidates[:1])
+    asked = {pairs[i].student_instruction for i in chosen}
+    held_out = [pairs[i] for i in sorted(chosen)]
+    training = [pair for i, pair in enumerate(pairs) if i not in chosen and pair.student_instruction not in asked]
+    return training, held_out

@@ -1,0 +1,92 @@
+"""Recipes: every number of a training run in one frozen value, dumped into the manifest of what it made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from server.errors import InvalidInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """`paper` values are those of Caccia et al. (2025); lengths are in base tokens, `batch_size` in examples."""
+
+    preset: str
+    objective: str
+    rank: int = 16
+    alpha: float = 16.0
+    dropout: float = 0.0
+    learning_rate: float = 1e-3
+    warmup: float = 0.06
+    clip: float = 1.0
+    max_steps: int = 200
+    batch_size: int = 8
+    micro_batch: int = 8
+    hidden_weight: float = 1.0
+    evaluate_every: int = 20
+    patience: int = 3
+    """Evaluations without a new best held-out loss before the fit stops."""
+    held_out: float = 0.1
+    """Share of the question-answer pairs (or, without any, of the summaries) kept out of training."""
+
+    chunk_tokens: int = 512
+    chunk_overlap: float = 0.1
+    window_tokens: int = 64
+    """Document windows: sentences packed up to this length, the context of questions and recitations."""
+    summaries: int = 0
+    """Per chunk."""
+    summary_tokens: int = 96
+    questions: int = 0
+    """Generations per window; one generation may hold several pairs."""
+    question_tokens: int = 64
+    recitations: int = 0
+    """Per window: an opening of the window is given and the rest is the target."""
+    temperature: float = 0.8
+    top_p: float = 0.9
+    synthesis_batch: int = 32
+    max_synthesis: int = 4000
+    """Generations at most per document, spread over it evenly, so that a long document stays affordable."""
+    gate_improvement: float = 0.2
+    """The held-out loss must fall by this share of the untrained student's."""
+
+
+QUICK = Recipe(
+    preset="quick",
+    objective="mixed",
+    max_steps=160,
+    learning_rate=1e-3,
+    summaries=4,
+    questions=4,
+    recitations=2,
+    max_synthesis=320,
+)
+PAPER = Recipe(
+    preset="paper",
+    objective="sdcd",
+    dropout=0.05,
+    max_steps=1500,
+    evaluate_every=50,
+    patience=10,
+    chunk_tokens=2048,
+    summaries=16,
+    summary_tokens=768,
+    temperature=1.0,
+    top_p=0.8,
+)
+PRESETS = {recipe.preset: recipe for recipe in (QUICK, PAPER)}
+
+
+def recipe_for(preset: str, overrides: Mapping[str, Any]) -> Recipe:
+    """A preset with named fields changed. Raises InvalidInput for an unknown preset or field."""
+    if preset not in PRESETS:
+        raise InvalidInput(f"unknown preset {preset!r}: use one of {', '.join(sorted(PRESETS))}")
+    unknown = set(overrides) - {field.name for field in fields(Recipe)} | ({"preset"} & set(overrides))
+    if unknown:
+        raise InvalidInput(f"unknown recipe fields: {', '.join(sorted(unknown))}")
+    return replace(PRESETS[preset], **overrides)
+
+
+def as_json(recipe: Recipe) -> dict[str, Any]:
+    return asdict(recipe)
