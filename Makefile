@@ -17,7 +17,7 @@ INSTALLED := $(VENV)/.installed
 TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q
 SUITES := tests/integration tests/contract tests/faults
-SOURCES := server worker benchmarks clients/python/src scripts tests
+SOURCES := server worker benchmarks clients/python/src scripts deploy tests
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -68,7 +68,7 @@ coverage: install
 clean:
 	rm -rf $(VENV) build dist *.egg-info clients/python/src/*.egg-info .coverage
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
-	find server worker benchmarks clients scripts tests -name __pycache__ -prune -exec rm -rf {} +
+	find server worker benchmarks clients scripts deploy tests -name __pycache__ -prune -exec rm -rf {} +
 
 # Three steps, each with a stamp, so that nothing is installed twice.
 

@@ -5,7 +5,7 @@
 - A statement (`select`, `update`, `delete`, `session.query`) that names a guarded table needs `<Table>.tenant_id == …` or
   `filter_by(tenant_id=…)` for each such table in the same expression, and one of the comparisons must be with a value, not a column.
 - `session.get`, `aliased`, `__table__` and raw SQL text of a guarded table cannot show a tenant and are refused.
-- The vector store's client is imported by one file, and its reads and deletes there carry a filter built by the tenant filter function.
+- The vector store's client is imported by one file; its reads and deletes there carry a filter, which one function makes, for a tenant.
 
 A cross-tenant sweep says why in a comment on or right above the statement, `# tenant-free: <why>`; every such comment is listed, and
 one that excuses nothing is an error. Knows nothing of what runs: it reads one expression at a time.
@@ -33,13 +33,15 @@ VECTOR_FILE = "server/retrieval/index.py"
 VECTOR_CALLS = frozenset(
     {"search", "query_points", "query_points_groups", "query_batch_points", "scroll", "delete", "count", "retrieve", "facet", "set_payload"}
 )
-TENANT_FILTERS = frozenset({"tenant_filter", "_tenant_filter"})
+TENANT_FILTER = "_within"
+"""The one function that makes filters; its first parameter is the tenant."""
 
 EXCUSE = re.compile(r"#\s*tenant-free:\s*(?P<why>.*)$")
 DEFAULT_PATHS = ("server", "worker")
 SKIPPED = "/db/migrations/"
 
 Parents = dict[ast.AST, ast.AST]
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +107,7 @@ class _Violation:
 def _violations(tree: ast.Module, parents: Parents, path: str) -> Iterator[_Violation]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            messages = [*_query_messages(node, parents), *(_vector_messages(node) if path == VECTOR_FILE else ())]
+            messages = [*_query_messages(node, parents), *(_vector_messages(node, parents) if path == VECTOR_FILE else ())]
             yield from (_Violation(node=node, message=message) for message in messages)
         elif isinstance(node, ast.Attribute) and node.attr == "__table__" and (table := _table(node.value)):
             yield _Violation(node=node, message=f"{table}.__table__ cannot show a tenant")
@@ -162,10 +164,29 @@ def _tenant_comparisons(nodes: Iterable[ast.AST]) -> dict[str, bool]:
     return compared
 
 
-def _vector_messages(call: ast.Call) -> Iterator[str]:
+def _vector_messages(call: ast.Call, parents: Parents) -> Iterator[str]:
+    """Filters are made in one place only, so that a parameter of that type is known to hold a tenant."""
+    name = _called(call)
+    around = _function_around(call, parents)
+    if name == "Filter" and not (around and around.name == TENANT_FILTER and around.args.args and around.args.args[0].arg == "tenant"):
+        yield f"a vector filter is made by {TENANT_FILTER}(tenant, …) alone"
     of_client = isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value).endswith("client")
-    if of_client and _called(call) in VECTOR_CALLS and not any(_is_tenant_filter(node) for node in ast.walk(call)):
-        yield f"{_called(call)}() of the vector store without a filter from {' or '.join(sorted(TENANT_FILTERS))}"
+    if of_client and name in VECTOR_CALLS and not any(_is_tenant_filter(node, around) for node in ast.walk(call)):
+        yield f"{name}() of the vector store without a filter from {TENANT_FILTER}(tenant, …)"
+
+
+def _is_tenant_filter(node: ast.AST, around: Function | None) -> bool:
+    if isinstance(node, ast.Call):
+        return _called(node) == TENANT_FILTER
+    parameters = around.args.args if around else []
+    annotated = {parameter.arg for parameter in parameters if parameter.annotation and ast.unparse(parameter.annotation).endswith("Filter")}
+    return isinstance(node, ast.Name) and node.id in annotated
+
+
+def _function_around(node: ast.AST, parents: Parents) -> Function | None:
+    while (parent := parents.get(node)) is not None and not isinstance(parent, Function):
+        node = parent
+    return parent
 
 
 def _chain(call: ast.Call, parents: Parents) -> ast.expr:
@@ -197,10 +218,6 @@ def _tenant_column(node: ast.expr) -> str | None:
 
 def _is_filter_by_tenant(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and _called(node) == "filter_by" and any(keyword.arg == "tenant_id" for keyword in node.keywords)
-
-
-def _is_tenant_filter(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and _called(node) in TENANT_FILTERS
 
 
 def _imports(node: ast.Import | ast.ImportFrom, package: str) -> bool:

@@ -5,11 +5,14 @@
     ├── Unauthorized            401: unauthorized
     ├── Forbidden               403: scope_missing
     ├── NotFound                404: document_not_found, job_not_found, api_key_not_found
+    ├── MethodNotAllowed        405: method_not_allowed
     ├── Conflict                409: module_not_ready, not_retrievable, idempotency_in_flight, not_retryable, ...
-    ├── TooLarge                413: upload_too_large, document_too_long
+    ├── TooLarge                413: upload_too_large, request_too_large, document_too_long
     ├── UnsupportedMediaType    415: unsupported_media_type
     ├── TooManyRequests         429: engine_busy (carries retry_after, seconds)
-    ├── Unavailable             503: module_corrupt, module_wrong_base, engine_stopped, index_mismatch
+    ├── Unavailable             503: module_corrupt, module_wrong_base, extractor_unavailable, base_model_not_found,
+    │                                base_model_unusable, embedder_not_found, device_unavailable, engine_stopped,
+    │                                index_mismatch, index_unavailable, starting, database_unavailable
     └── JobFailure              ends a job, never a request: gate_not_passed, gpu_out_of_memory, gpu_busy, trainer_crashed, ...
 
 Standard library only: the engine and the trainer raise these too. A message says what to do next and never holds a path, SQL or
@@ -103,6 +106,11 @@ class NotFound(KmserveError):
     code = "not_found"
 
 
+class MethodNotAllowed(KmserveError):
+    status = 405
+    code = "method_not_allowed"
+
+
 class DocumentNotFound(NotFound):
     """Absent, deleted or another tenant's: the three are told apart nowhere."""
 
@@ -151,6 +159,12 @@ class TooLarge(KmserveError):
     code = "upload_too_large"
 
 
+class RequestTooLarge(TooLarge):
+    """A body that is not an upload is larger than any legal one."""
+
+    code = "request_too_large"
+
+
 class DocumentTooLong(TooLarge):
     code = "document_too_long"
 
@@ -188,6 +202,46 @@ class ModuleWrongBase(ModuleCorrupt):
     code = "module_wrong_base"
 
 
+class ExtractorUnavailable(Unavailable):
+    """The module was distilled wearing an extractor that cannot be served: it is never served with another one, or alone."""
+
+    code = "extractor_unavailable"
+
+
+class BaseModelNotFound(Unavailable):
+    """The configured base model is no installed package, directory, file or reachable hub id."""
+
+    code = "base_model_not_found"
+
+
+class EmbedderNotFound(Unavailable):
+    """The configured embedding model is no installed package, directory or reachable hub id."""
+
+    code = "embedder_not_found"
+
+
+class BaseModelUnusable(Unavailable):
+    """The base model's files cannot be loaded or converted."""
+
+    code = "base_model_unusable"
+
+
+class DeviceUnavailable(Unavailable):
+    """The configured device is not there."""
+
+    code = "device_unavailable"
+
+
+class Starting(Unavailable):
+    """The base model is still being prepared or loaded; `extra` says how far that is."""
+
+    code = "starting"
+
+
+class DatabaseUnavailable(Unavailable):
+    code = "database_unavailable"
+
+
 class EngineStopped(Unavailable):
     code = "engine_stopped"
 
@@ -196,6 +250,12 @@ class IndexMismatch(Unavailable):
     """The vector index was built with another embedding model or dimension."""
 
     code = "index_mismatch"
+
+
+class IndexUnavailable(Unavailable):
+    """The vector index cannot be reached, or another process has its files open."""
+
+    code = "index_unavailable"
 
 
 class StorageFull(KmserveError):
@@ -227,6 +287,18 @@ class GpuBusy(JobFailure):
 
 class TrainerCrashed(JobFailure):
     code = "trainer_crashed"
+
+
+class DocumentTextMissing(JobFailure):
+    """The parsed text that ingest stored is gone."""
+
+    code = "document_text_missing"
+
+
+class Superseded(JobFailure):
+    """A module of a newer revision was published while this one trained."""
+
+    code = "superseded"
 
 
 class AttemptsExhausted(JobFailure):

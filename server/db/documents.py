@@ -87,12 +87,14 @@ def tombstone(session: Session, tenant_id: str, document_id: str) -> list[Job]:
     return list(session.scalars(running, execution_options={"populate_existing": True}))
 
 
-def follow_claim(session: Session, job: Job) -> None:
-    """Show in the document that its training has started. The document must be locked; a job of an older revision does not show."""
+def advance(session: Session, job: Job, status: DocumentStatus) -> None:
+    """Let the document show what its job reached, unless it has gone on to something else: a newer revision, an ingest of its own.
+
+    The document must be locked and live.
+    """
     document = get_live(session, job.tenant_id, job.document_id)
-    current = document.revision_id == job.revision_id and document.status in _SOURCES[DocumentStatus.TRAINING]
-    if job.kind == JobKind.TRAIN and current:
-        set_status(session, job.document_id, job.tenant_id, DocumentStatus.TRAINING)
+    if document.revision_id == job.revision_id and document.status in _SOURCES[status]:
+        set_status(session, job.document_id, job.tenant_id, status)
 
 
 def follow_job(session: Session, job: Job) -> None:

@@ -1,6 +1,6 @@
 """Durable jobs: the row is the truth, and every function here is one step of its life inside the caller's transaction.
 
-    enqueue -> claim -> heartbeat, progress ... -> succeed | fail | cancelled | release | retry
+    enqueue -> claim -> heartbeat, progress, ... -> succeed | fail | cancelled | release | retry
 
 `attempt` is the fencing token: what a worker writes is conditional on the row being `running` under the attempt it claimed, else
 `JobLost` and nothing is written. Leases are compared on the database's clock only. Where a step also moves the document's status, the
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session, aliased
 
 from server.db import documents
 from server.db.clock import db_now
-from server.db.tables import Job, JobKind, JobState
+from server.db.tables import DocumentStatus, Job, JobKind, JobState
 from server.errors import AttemptsExhausted, JobLost, JobNotFound
 
 _REFRESH = {"populate_existing": True}
@@ -73,9 +73,22 @@ def claim(session: Session, kind: JobKind, owner: str, lease_seconds: float) -> 
         if document is None:
             _change(session, same, state=JobState.CANCELLED, finished_at=db_now())
         elif (job := _change(session, same, **_claimed(owner, lease_seconds))) is not None:
-            documents.follow_claim(session, job)
+            if kind == JobKind.TRAIN:
+                documents.advance(session, job, DocumentStatus.TRAINING)
             return job
     return None
+
+
+def hold(session: Session, job_id: str, attempt: int) -> Job:
+    """The job of a running attempt, its document's row and its own held until the transaction ends. Raises JobLost."""
+    mine = select(Job).where(Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING)
+    job = session.scalars(mine, execution_options=_REFRESH).one_or_none()
+    if job is not None:
+        documents.lock(session, job.tenant_id, job.document_id)
+        job = session.scalars(mine.with_for_update(), execution_options=_REFRESH).one_or_none()
+    if job is None:
+        raise JobLost("the job belongs to another attempt")
+    return job
 
 
 def heartbeat(session: Session, job_id: str, attempt: int, lease_seconds: float) -> bool:
@@ -127,12 +140,12 @@ def release(session: Session, job_id: str, attempt: int) -> Job:
 
     A job that was asked to stop is cancelled instead; so with `retry`.
     """
-    return _requeue(session, _lock(session, job_id, attempt), max_attempts=Job.max_attempts + 1)
+    return _requeue(session, hold(session, job_id, attempt), max_attempts=Job.max_attempts + 1)
 
 
 def retry(session: Session, job_id: str, attempt: int, *, code: str, message: str, params: dict[str, Any] | None = None) -> Job:
     """Queue a job again after a failed attempt, with other `params` if given; the last allowed attempt fails it. Raises JobLost."""
-    job = _lock(session, job_id, attempt)
+    job = hold(session, job_id, attempt)
     if job.attempt >= job.max_attempts and not job.cancel_requested:
         return fail(session, job_id, attempt, code=code, message=message)
     return _requeue(session, job, **({"params": params} if params is not None else {}))
@@ -195,20 +208,8 @@ def _claimed(owner: str, lease_seconds: float) -> dict[str, Any]:
     return {"state": JobState.RUNNING, "attempt": Job.attempt + 1, "started_at": db_now(), "stage": None, "progress": None, **lease}
 
 
-def _lock(session: Session, job_id: str, attempt: int) -> Job:
-    """Lock the document of an attempt's job, then read the job under that lock."""
-    mine = select(Job).where(Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING)
-    job = session.scalars(mine, execution_options=_REFRESH).one_or_none()
-    if job is not None:
-        documents.lock(session, job.tenant_id, job.document_id)
-        job = session.scalars(mine.with_for_update(), execution_options=_REFRESH).one_or_none()
-    if job is None:
-        raise JobLost("the job belongs to another attempt")
-    return job
-
-
 def _end(session: Session, job_id: str, attempt: int, state: JobState, error: dict[str, Any] | None) -> Job:
-    _lock(session, job_id, attempt)
+    hold(session, job_id, attempt)
     job = _write(session, job_id, attempt, state=state, error=error, finished_at=db_now(), **_FREED)
     documents.follow_job(session, job)
     return job

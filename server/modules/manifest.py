@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
 
+from server.engine.request import Scope
+from server.modules.canonical import canonical_json
+
 SCHEMA_VERSION = 1
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ArtefactKind(StrEnum):
@@ -39,3 +47,76 @@ class Manifest:
     created: str
     """RFC 3339, UTC."""
     schema_version: int = SCHEMA_VERSION
+
+
+_NUMBERS = ("alpha", "held_out_loss_before", "held_out_loss_after")
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "kind": str,
+    "base_fingerprint": str,
+    "rank": int,
+    "alpha": float,
+    "targets": list,
+    "scope": str,
+    "wears": (str, type(None)),
+    "document_revision": (str, type(None)),
+    "objective": str,
+    "recipe": dict,
+    "data": dict,
+    "seed": int,
+    "held_out_loss_before": float,
+    "held_out_loss_after": float,
+    "gate": dict,
+    "versions": dict,
+    "created": str,
+    "schema_version": int,
+}
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The manifest's one spelling; the database keeps its sha256. ValueError for numbers that are not finite."""
+    return canonical_json(asdict(manifest) | {name: float(getattr(manifest, name)) for name in _NUMBERS})
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Read a manifest of this schema version. ValueError says what is wrong with it."""
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("the manifest is not JSON") from None
+    if not isinstance(values, dict):
+        raise ValueError("the manifest is not an object")
+    if values.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"the manifest has schema version {values.get('schema_version')!r}; this release reads {SCHEMA_VERSION}")
+    _check_types(values)
+    _check_values(values)
+    manifest = Manifest(**values | {"kind": ArtefactKind(values["kind"]), "targets": tuple(values["targets"])})
+    if manifest_bytes(manifest) != data:
+        raise ValueError("the manifest is not written canonically")
+    return manifest
+
+
+def _check_types(values: Mapping[str, Any]) -> None:
+    names = {field.name for field in fields(Manifest)}
+    if values.keys() != names:
+        raise ValueError(f"the manifest lacks or adds {sorted(values.keys() ^ names)}")
+    for name, expected in _TYPES.items():
+        if isinstance(values[name], bool) or not isinstance(values[name], expected):
+            raise ValueError(f"the manifest's {name} has the wrong type")
+    if not all(isinstance(layer, str) and layer for layer in values["targets"]):
+        raise ValueError("the manifest's targets are not layer names")
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    targets = values["targets"]
+    checks = {
+        "kind": values["kind"] in list(ArtefactKind),
+        "base_fingerprint": DIGEST.fullmatch(values["base_fingerprint"]),
+        "rank": values["rank"] >= 1,
+        "alpha": math.isfinite(values["alpha"]) and values["alpha"] > 0,
+        "targets": targets and targets == sorted(set(targets)),
+        "scope": values["scope"] in list(Scope),
+        "wears": values["wears"] is None or DIGEST.fullmatch(values["wears"]),
+    }
+    for name, good in checks.items():
+        if not good:
+            raise ValueError(f"the manifest's {name} has no valid value")

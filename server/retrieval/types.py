@@ -1,8 +1,11 @@
-"""The values of retrieval."""
+"""The values of retrieval, and the one thing it asks of an embedding model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +23,14 @@ class ParsedDocument:
     media_type: str
     pages: tuple[Page, ...]
 
-    @property
+    @cached_property
     def text(self) -> str:
         return PAGE_BREAK.join(page.text for page in self.pages)
+
+    @property
+    def page_count(self) -> int | None:
+        """How many pages the document has, None for a format without pages."""
+        return len(self.pages) if self.pages[0].number is not None else None
 
 
 PAGE_BREAK = "\n\n"
@@ -41,6 +49,14 @@ class PassageText:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Point:
+    """A passage's vector on its way into the index."""
+
+    passage_id: str
+    vector: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hit:
     """A passage found by the index; `score` is cosine similarity."""
 
@@ -48,3 +64,22 @@ class Hit:
     document_id: str
     revision_id: str
     score: float
+
+
+class Embedding(Protocol):
+    """An embedding model. `name` identifies its weights; `max_tokens` is its limit, special tokens included."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dimension(self) -> int: ...
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    def count(self, text: str) -> int:
+        """Tokens of `text` without special ones."""
+
+    def encode(self, texts: Sequence[str]) -> list[list[float]]:
+        """One vector of length 1 for each text; safe to call from several threads."""

@@ -73,9 +73,15 @@ class Cut(httpx2.SyncByteStream, httpx2.AsyncByteStream):
         self.closed = True
 
 
+def event_bytes(*events: tuple[str, Any]) -> bytes:
+    """Server-sent events with ids 1, 2, …, a heartbeat after each."""
+    parts = [f"id: {number}\nevent: {name}\ndata: {json.dumps(data)}\n\n: heartbeat\n\n" for number, (name, data) in enumerate(events, 1)]
+    return "".join(parts).encode()
+
+
+def stream_response(stream: Cut) -> httpx2.Response:
+    return httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=stream)
+
+
 def event_stream(*events: tuple[str, Any], error: Exception | None = None) -> httpx2.Response:
-    """A stream of server-sent events with ids 1, 2, …, heartbeats between them, cut by `error` where one is given."""
-    parts = [
-        f"id: {number}\nevent: {name}\ndata: {json.dumps(data)}\n\n: heartbeat\n\n" for number, (name, data) in enumerate(events, start=1)
-    ]
-    return httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=Cut("".join(parts).encode(), error))
+    return stream_response(Cut(event_bytes(*events), error))

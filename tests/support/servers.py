@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -33,17 +34,28 @@ def free_port() -> int:
 def postgres_server() -> Iterator[str]:
     """The URL of a fresh cluster's database `postgres`; it refuses to run as root, so there it runs as the user `postgres`."""
     binaries = _postgres_binaries()
-    user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    user = "postgres" if os.geteuid() == 0 else None
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="kmserve-postgres-") as folder:
         if user:
             shutil.chown(folder, "postgres")
         data = f"{folder}/data"
-        initialise = [binaries / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C"]
-        subprocess.run([*user, *initialise], check=True, capture_output=True, cwd="/")
+        initialise: list[str | Path] = [
+            binaries / "initdb",
+            "-D",
+            data,
+            "-U",
+            "postgres",
+            "--auth=trust",
+            "--no-sync",
+            "-E",
+            "UTF8",
+            "--locale=C",
+        ]
+        subprocess.run(initialise, check=True, capture_output=True, cwd="/", user=user)
         options = ["-p", str(port), "-h", "127.0.0.1", "-k", folder, "-F", "-c", "full_page_writes=off", "-c", "synchronous_commit=off"]
         url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        with _running([*user, binaries / "postgres", "-D", data, *options], lambda: psycopg.connect(url).close(), psycopg.Error):
+        with _running([binaries / "postgres", "-D", data, *options], lambda: psycopg.connect(url).close(), psycopg.Error, user):
             yield url
 
 
@@ -59,15 +71,15 @@ def redis_server() -> Iterator[str]:
 
 
 @contextmanager
-def _running(command: list[str | Path], ping: Callable[[], object], refused: type[Exception]) -> Iterator[None]:
-    """Run a server until the block ends. SIGINT is a fast shutdown for both, and passes through runuser."""
+def _running(command: list[str | Path], ping: Callable[[], object], refused: type[Exception], user: str | None = None) -> Iterator[None]:
+    """Run a server until the block ends; SIGINT ends both kinds at once, even with clients still connected."""
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd="/")
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd="/", user=user)
         try:
             _wait_until_up(process, ping, refused, lambda: _tail(log.fileno()))
             yield
         finally:
-            process.terminate()
+            process.send_signal(signal.SIGINT)
             process.wait(_START_SECONDS)
 
 

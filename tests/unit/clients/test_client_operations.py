@@ -151,7 +151,7 @@ def test_ready_is_an_answer_and_never_an_error(caller: Caller) -> None:
     assert caller.call(ScriptedApi(httpx2.ConnectError("refused")), "ready") is False
 
 
-@pytest.mark.parametrize("strange", [httpx2.Response(200, text="<html>"), httpx2.Response(200, json={"id": 3})])
-def test_an_answer_that_is_not_this_apis_is_named_so(caller: Caller, strange: httpx2.Response) -> None:
+@pytest.mark.parametrize("strange", ["<html>", '{"id": 3}'])
+def test_an_answer_that_is_not_this_apis_is_named_so(caller: Caller, strange: str) -> None:
     with pytest.raises(UnexpectedResponse):
-        caller.call(ScriptedApi(strange), "document", "doc_1")
+        caller.call(ScriptedApi(httpx2.Response(200, text=strange)), "document", "doc_1")

@@ -9,21 +9,21 @@ from kmserve_client.effects import Pause
 from kmserve_client.retries import Retries
 
 from tests.support.client_caller import Caller
-from tests.support.scripted_api import ScriptedApi, answer, document, problem
+from tests.support.scripted_api import Answer, ScriptedApi, answer, document, problem
 
 
 @pytest.mark.parametrize(
     "trouble",
     [
-        problem(429, "engine_busy", headers={"retry-after": "0"}),
-        problem(503, "engine_stopped"),
-        problem(409, "idempotency_in_flight"),
+        lambda _: problem(429, "engine_busy", headers={"retry-after": "0"}),
+        lambda _: problem(503, "engine_stopped"),
+        lambda _: problem(409, "idempotency_in_flight"),
         httpx2.ConnectError("refused"),
         httpx2.ReadError("reset"),
         httpx2.ReadTimeout("slow"),
     ],
 )
-def test_what_can_mend_is_tried_again(caller: Caller, trouble: httpx2.Response | Exception) -> None:
+def test_what_can_mend_is_tried_again(caller: Caller, trouble: Answer) -> None:
     api = ScriptedApi(trouble, trouble, httpx2.Response(200, json=document()))
     assert caller.call(api, "document", "doc_1").id == "doc_1"
     assert len(api.requests) == 3

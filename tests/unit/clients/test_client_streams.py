@@ -8,7 +8,7 @@ from kmserve_client import errors
 from kmserve_client.models import Answer, Citation, Delta, Started
 
 from tests.support.client_caller import Caller
-from tests.support.scripted_api import Cut, ScriptedApi, answer, document, event_stream, problem
+from tests.support.scripted_api import Cut, ScriptedApi, answer, document, event_bytes, event_stream, problem, stream_response
 
 CITATION = {"document_id": "doc_1", "revision_id": "rev_1", "quote": "31 days", "char_start": 0, "char_end": 7, "score": 0.9}
 WHOLE = [
@@ -52,18 +52,16 @@ def test_an_answer_cut_midway_is_never_taken_for_whole(caller: Caller, error: Ex
 
 
 def test_leaving_a_stream_lets_go_of_the_connection(caller: Caller) -> None:
-    response = event_stream(*WHOLE)
-    caller.collect(ScriptedApi(response), "ask_stream", "How long?", limit=1)
-    assert isinstance(response.stream, Cut)
-    assert response.stream.closed
+    stream = Cut(event_bytes(*WHOLE), None)
+    caller.collect(ScriptedApi(stream_response(stream)), "ask_stream", "How long?", limit=1)
+    assert stream.closed
 
 
 @pytest.mark.parametrize("data", ["[]", "nonsense"])
 def test_events_that_are_no_objects_are_named_so(caller: Caller, data: str) -> None:
     stream = Cut(f"event: answer.delta\ndata: {data}\n\n".encode(), None)
-    response = httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=stream)
     with pytest.raises(errors.UnexpectedResponse):
-        caller.collect(ScriptedApi(response), "ask_stream", "How long?")
+        caller.collect(ScriptedApi(stream_response(stream)), "ask_stream", "How long?")
 
 
 def test_events_reconnect_where_they_were_cut(caller: Caller) -> None:

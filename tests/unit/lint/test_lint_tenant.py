@@ -122,10 +122,31 @@ def test_the_vector_client_is_imported_by_the_index_alone() -> None:
     assert len(lint("import qdrant_client.models", "worker/tasks.py").errors) == 1
 
 
-def test_vector_calls_need_a_tenant_filter() -> None:
-    assert lint("hits = self._client.query_points('c', query_filter=tenant_filter(tenant, document))", VECTOR_FILE) == Report()
-    assert len(lint("hits = self._client.query_points('c', query_filter=None)", VECTOR_FILE).errors) == 1
-    assert len(lint("client.delete('c', points_selector=[1])", VECTOR_FILE).errors) == 1
+@pytest.mark.parametrize(
+    "snippet",
+    [
+        "hits = self._client.query_points('c', query_filter=_within(tenant, document))",
+        "def search(client: Client, within: models.Filter) -> None:\n    client.query_points('c', query_filter=within)",
+        "def _within(tenant: str) -> models.Filter:\n    return models.Filter(must=[mine(tenant)])",
+        "names.count('x')",
+    ],
+)
+def test_accepts_vector_calls_with_a_tenant_filter(snippet: str) -> None:
+    assert lint(snippet, VECTOR_FILE) == Report()
+
+
+@pytest.mark.parametrize(
+    "snippet",
+    [
+        "hits = self._client.query_points('c', query_filter=None)",
+        "client.delete('c', points_selector=[1])",
+        "def search(client: Client, within: Any) -> None:\n    client.query_points('c', query_filter=within)",
+        "def search(client: Client) -> models.Filter:\n    return models.Filter(must=[])",
+        "def _within(document: str) -> models.Filter:\n    return models.Filter(must=[mine(document)])",
+    ],
+)
+def test_refuses_vector_calls_without_one(snippet: str) -> None:
+    assert len(lint(snippet, VECTOR_FILE).errors) == 1
 
 
 def test_the_source_is_clean(capsys: pytest.CaptureFixture[str]) -> None:

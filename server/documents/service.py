@@ -1,0 +1,186 @@
+"""The rules of documents: uploading once, showing, listing, cancelling, retrying. Deleting is in `deletion.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import uuid
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy.orm import Session
+
+from server.db import documents, jobs
+from server.db.tables import DocumentStatus, JobKind, JobState
+from server.documents import idempotency, repository
+from server.documents.idempotency import Reservation
+from server.documents.repository import Cursor, Found, NewDocument
+from server.documents.schemas import Document, DocumentPage, Preset, Revision, Train, Uploaded
+from server.documents.uploads import Upload
+from server.errors import Conflict, InvalidInput, NotCancellable, NotRetryable
+from server.jobs.schemas import Job
+from server.parts import Parts
+from server.schemas import Failure
+from server.transactions import reading, writing
+
+_ROUGHLY: Final = {JobKind.INGEST: 10.0, JobKind.TRAIN: 180.0}
+"""Seconds for a document of a few pages with the preset `quick`, while a tenant has no history of its own."""
+_PAPER_FACTOR: Final = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What an upload is answered: 202 and a new document, or 200 and the one that had these bytes already."""
+
+    status: int
+    body: dict[str, Any]
+
+    @property
+    def location(self) -> str:
+        return f"/documents/{self.body['id']}"
+
+
+async def upload(parts: Parts, tenant_id: str, received: Upload, reservation: Reservation | None) -> Outcome:
+    """Keep the bytes, then one transaction: document, revision, ingest job, and the answer under its Idempotency-Key."""
+    new = _new_document(parts, tenant_id, received)
+    await asyncio.to_thread(parts.blobs.adopt, received.file, new.blob)
+    created = False
+    try:
+        outcome = await writing(parts.database, _insert, new, reservation, received.request_sha256(), parts.settings.max_attempts)
+        created = outcome.status == 202
+    finally:
+        if not created:
+            await asyncio.to_thread(parts.blobs.delete_prefix, f"{tenant_id}/{new.document_id}")
+    parts.notify_ingest()
+    return outcome
+
+
+async def show(parts: Parts, tenant_id: str, document_id: str) -> Document:
+    """Raises DocumentNotFound."""
+    return shown(await reading(parts.database, repository.find, tenant_id, document_id))
+
+
+async def listed(
+    parts: Parts, tenant_id: str, *, after: str | None, limit: int, order: repository.Order, status: DocumentStatus | None
+) -> DocumentPage:
+    """Raises InvalidInput for a cursor that no page gave."""
+    cursor = None if after is None else _cursor(after)
+    items, following = await reading(parts.database, repository.page, tenant_id, after=cursor, limit=limit, order=order, status=status)
+    return DocumentPage(items=[shown(found) for found in items], next=None if following is None else _opaque(following))
+
+
+async def cancel(parts: Parts, tenant_id: str, document_id: str) -> Document:
+    """Stop the job under way: at once if it is queued, soon if it runs. Raises DocumentNotFound, NotCancellable."""
+    return shown(await writing(parts.database, _cancel, tenant_id, document_id))
+
+
+async def retry(parts: Parts, tenant_id: str, document_id: str) -> Document:
+    """Start what failed or was cancelled again. Raises DocumentNotFound, NotRetryable."""
+    found = await writing(parts.database, _retry, tenant_id, document_id, parts.settings.max_attempts)
+    if found.job is not None and found.job.kind == JobKind.TRAIN:
+        parts.tasks.start(asyncio.to_thread(parts.ring))
+    parts.notify_ingest()
+    return shown(found)
+
+
+def shown(found: Found) -> Document:
+    return Document(**_members(found))
+
+
+def _members(found: Found) -> dict[str, Any]:
+    row = found.document
+    names = ("id", "title", "external_id", "filename", "row_version", "created_at", "updated_at")
+    return {
+        **{name: getattr(row, name) for name in names},
+        "metadata": row.meta,
+        "train": Train(row.train),
+        "preset": Preset(row.preset),
+        "status": DocumentStatus(row.status),
+        "error": None if row.error is None else Failure.model_validate(row.error),
+        "revision": Revision.model_validate(found.revision),
+        "module": found.module,
+        "job": None if found.job is None else Job.of(found.job),
+    }
+
+
+def _new_document(parts: Parts, tenant_id: str, received: Upload) -> NewDocument:
+    document_id, revision_id = f"doc_{uuid.uuid4().hex}", f"rev_{uuid.uuid4().hex}"
+    return NewDocument(
+        document_id=document_id,
+        revision_id=revision_id,
+        tenant_id=tenant_id,
+        title=received.title,
+        external_id=received.fields.external_id,
+        filename=received.filename,
+        meta=received.fields.metadata,
+        train=received.fields.train,
+        preset=received.fields.preset or parts.settings.default_preset,
+        sha256=received.sha256,
+        size=received.size,
+        blob=f"{tenant_id}/{document_id}/{revision_id}",
+    )
+
+
+def _insert(session: Session, new: NewDocument, reservation: Reservation | None, request_sha256: str, max_attempts: int) -> Outcome:
+    created = repository.add(session, new)
+    if created:
+        owner = {"tenant_id": new.tenant_id, "document_id": new.document_id, "revision_id": new.revision_id}
+        jobs.enqueue(session, **owner, kind=JobKind.INGEST, params={}, max_attempts=max_attempts)
+    document_id = new.document_id if created else repository.same_content(session, new.tenant_id, new.sha256)
+    if document_id is None:
+        raise Conflict("a document with these bytes was deleted at this moment; send it again")
+    found = repository.find(session, new.tenant_id, document_id)
+    answer = Uploaded(**_members(found), eta_seconds=_eta(session, found))
+    outcome = Outcome(status=202 if created else 200, body=answer.model_dump(mode="json"))
+    if reservation is not None:
+        idempotency.finish(session, reservation, request_sha256=request_sha256, status=outcome.status, response=outcome.body)
+    return outcome
+
+
+def _eta(session: Session, found: Found) -> float:
+    """Seconds until the document has settled; 0 for one that has."""
+    document = shown(found)
+    if document.settled:
+        return 0.0
+    mean = partial(repository.mean_seconds, session, found.document.tenant_id)
+    ingest = (mean(JobKind.INGEST) or _ROUGHLY[JobKind.INGEST]) if document.status == DocumentStatus.INGESTING else 0.0
+    rough = _ROUGHLY[JobKind.TRAIN] * (_PAPER_FACTOR if document.preset == Preset.PAPER else 1.0)
+    train = (mean(JobKind.TRAIN) or rough) if document.train == Train.AUTO else 0.0
+    return round(ingest + train, 1)
+
+
+def _cancel(session: Session, tenant_id: str, document_id: str) -> Found:
+    documents.get_live(session, tenant_id, document_id)
+    job = repository.newest_job(session, tenant_id, document_id)
+    if job is None or job.state not in (JobState.QUEUED, JobState.RUNNING):
+        raise NotCancellable("nothing is under way for this document")
+    jobs.request_cancel(session, tenant_id, job.id)
+    return repository.find(session, tenant_id, document_id)
+
+
+def _retry(session: Session, tenant_id: str, document_id: str, max_attempts: int) -> Found:
+    document = documents.lock(session, tenant_id, document_id) or documents.get_live(session, tenant_id, document_id)
+    job = repository.newest_job(session, tenant_id, document_id)
+    if job is None or job.state not in (JobState.FAILED, JobState.CANCELLED):
+        raise NotRetryable("nothing of this document has failed or was cancelled")
+    ingest = document.status in (DocumentStatus.FAILED, DocumentStatus.CANCELLED)
+    kind, status = (JobKind.INGEST, DocumentStatus.INGESTING) if ingest else (JobKind.TRAIN, DocumentStatus.TRAINING)
+    documents.set_status(session, document_id, tenant_id, status)
+    owner = {"tenant_id": tenant_id, "document_id": document_id, "revision_id": document.revision_id}
+    params = {} if ingest else {"preset": document.preset}
+    jobs.enqueue(session, **owner, kind=kind, params=params, max_attempts=max_attempts)
+    return repository.find(session, tenant_id, document_id)
+
+
+def _opaque(cursor: Cursor) -> str:
+    return base64.urlsafe_b64encode(json.dumps(cursor).encode()).decode().rstrip("=")
+
+
+def _cursor(text: str) -> Cursor:
+    try:
+        created_at, document_id = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        return float(created_at), str(document_id)
+    except (ValueError, TypeError):
+        raise InvalidInput("`after` is no cursor; take it from `next` of the page before") from None

@@ -1,0 +1,82 @@
+"""Device memory for adapters: per layer `[slots, rank, in]` and `[slots, rank, out]`, lower ranks padded with zeros.
+
+The rank stands before `out` so that a slot's live rows are one block and neighbouring slots are one batch without a copy. Memory is
+taken with the first adapter and touched only where a slot is used: an engine that serves the base model alone pays nothing. Knows
+nothing of who uses a slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Product = tuple[Tensor, Tensor]
+"""`x @ down @ up` is a layer's product: `[..., in, rank]` and `[..., rank, out]`."""
+
+
+class AdapterBank:
+    def __init__(self, *, slots: int, max_rank: int, shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> None:
+        """`shapes`: `(out, in)` of each layer."""
+        self.slots = slots
+        self.dtype = dtype
+        self.device = device
+        self._max_rank = max_rank
+        self._shapes = shapes
+        self._stored: list[Product] = []
+        self._ranks = [0] * slots
+        self._written = [0] * slots
+        """Rows of each slot that hold numbers; those behind them are unwritten memory."""
+        self._products: list[list[Product | None]] = [[None] * len(shapes) for _ in range(slots)]
+
+    @property
+    def layers(self) -> int:
+        return len(self._shapes)
+
+    def load(self, slot: int, tensors: Sequence[Product | None]) -> None:
+        """Overwrite a slot with `(a [rank, in], b [rank, out])` per layer; None leaves a layer without an adapter."""
+        if not self._stored:
+            self._stored = [(self._empty(fan_in), self._empty(fan_out)) for fan_out, fan_in in self._shapes]
+        rank = self._ranks[slot] = max((len(pair[0]) for pair in tensors if pair), default=0)
+        self._written[slot] = max(self._written[slot], rank)
+        for layer, pair in enumerate(tensors):
+            self._write(slot, layer, pair)
+
+    def clear(self, slot: int) -> None:
+        """Zero a slot."""
+        self._ranks[slot] = 0
+        for layer in range(len(self._stored)):
+            self._write(slot, layer, None)
+
+    def products(self, slot: int) -> Sequence[Product | None]:
+        """Each layer's product of one slot, None where it has no adapter."""
+        return self._products[slot]
+
+    def range(self, first: int, end: int) -> list[Product]:
+        """Each layer's products of the slots `first .. end - 1`, as wide as the highest rank among them."""
+        rank = max(self._ranks[first:end])
+        for slot in range(first, end):
+            self._pad(slot, rank)
+        return [(a[first:end, :rank].transpose(1, 2), b[first:end, :rank]) for a, b in self._stored]
+
+    def _write(self, slot: int, layer: int, pair: Product | None) -> None:
+        rank = len(pair[0]) if pair else 0
+        a, b = (stored[slot, : self._written[slot]] for stored in self._stored[layer])
+        if pair:
+            a[:rank].copy_(pair[0], non_blocking=True)
+            b[:rank].copy_(pair[1], non_blocking=True)
+        a[rank:].zero_()
+        b[rank:].zero_()
+        self._products[slot][layer] = (a[:rank].T, b[:rank]) if pair else None
+
+    def _pad(self, slot: int, rank: int) -> None:
+        """Make rows up to `rank` readable."""
+        if self._written[slot] < rank:
+            for a, b in self._stored:
+                a[slot, self._written[slot] : rank].zero_()
+                b[slot, self._written[slot] : rank].zero_()
+            self._written[slot] = rank
+
+    def _empty(self, width: int) -> Tensor:
+        return torch.empty(self.slots, self._max_rank, width, dtype=self.dtype, device=self.device)

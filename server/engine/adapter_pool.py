@@ -1,0 +1,132 @@
+"""Which adapter is in which slot: reference counts, least recently used first out, eviction that waits for the last user.
+
+Used by the engine's thread alone. Knows adapters and slots, nothing of files, loads or requests.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from server.engine.adapter_bank import AdapterBank
+from server.engine.host_cache import AdapterKey, HostAdapter
+from server.engine.routed_lora import Worn
+
+
+class SlotPool:
+    """The slots of one bank."""
+
+    def __init__(self, bank: AdapterBank) -> None:
+        self.bank = bank
+        self.hits = self.misses = self.evictions = 0
+        self._slots: OrderedDict[AdapterKey, int] = OrderedDict()
+        self._users = [0] * bank.slots
+        self._doomed: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def take(self, adapter: HostAdapter) -> int | None:
+        """The adapter's slot, held until `release`; None while every slot is held by others."""
+        slot = self._slots.get(adapter.key)
+        if slot is None:
+            slot = self._room()
+            if slot is None:
+                return None
+            self.misses += 1
+            self.bank.load(slot, adapter.tensors)
+            self._slots[adapter.key] = slot
+        else:
+            self.hits += 1
+        self._slots.move_to_end(adapter.key)
+        self._users[slot] += 1
+        return slot
+
+    def wear(self, adapter: HostAdapter, factors: tuple[float, ...]) -> Worn | None:
+        slot = self.take(adapter)
+        return None if slot is None else Worn(slot=slot, factors=factors, scope=adapter.scope)
+
+    def release(self, slot: int) -> None:
+        self._users[slot] -= 1
+        if slot in self._doomed and not self._users[slot]:
+            self._doomed.remove(slot)
+            self.bank.clear(slot)
+
+    def evict(self, digest: str) -> None:
+        """No new request finds the artefact; its slot is zeroed once its last user has gone."""
+        for key in [key for key in self._slots if key.digest == digest]:
+            slot = self._slots.pop(key)
+            if self._users[slot]:
+                self._doomed.add(slot)
+            else:
+                self.bank.clear(slot)
+
+    def _room(self) -> int | None:
+        """The lowest empty slot, else the least recently used one that nobody holds."""
+        taken = {*self._slots.values(), *self._doomed}
+        empty = next((slot for slot in range(self.bank.slots) if slot not in taken), None)
+        if empty is not None:
+            return empty
+        idle = next((key for key, slot in self._slots.items() if not self._users[slot]), None)
+        if idle is None:
+            return None
+        self.evictions += 1
+        return self._slots.pop(idle)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outfit:
+    """What one sequence wears; each adapter acts in its own scope."""
+
+    module: Worn | None = None
+    extractor: Worn | None = None
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sequences sorted by this have the same adapters side by side."""
+        return (self.extractor.slot if self.extractor else -1, self.module.slot if self.module else -1)
+
+
+class AdapterPool:
+    """Slots for modules and, apart, for extractors."""
+
+    def __init__(self, modules: AdapterBank, extractors: AdapterBank) -> None:
+        self.modules = SlotPool(modules)
+        self.extractors = SlotPool(extractors)
+
+    def wear(self, module: HostAdapter | None, extractor: HostAdapter | None) -> Outfit | None:
+        """Slots for both or None. The extractor's composition weighs the two; a module alone counts fully."""
+        worn = self.modules.wear(module, _factors(module, extractor.w_km if extractor else None)) if module else None
+        if module and worn is None:
+            return None
+        ke = self.extractors.wear(extractor, _factors(extractor, extractor.w_ke)) if extractor else None
+        if extractor and ke is None:
+            if worn:
+                self.modules.release(worn.slot)
+            return None
+        return Outfit(module=worn, extractor=ke)
+
+    def release(self, outfit: Outfit) -> None:
+        if outfit.module:
+            self.modules.release(outfit.module.slot)
+        if outfit.extractor:
+            self.extractors.release(outfit.extractor.slot)
+
+    def evict(self, digest: str) -> None:
+        self.modules.evict(digest)
+        self.extractors.evict(digest)
+
+    def stats(self) -> dict[str, float]:
+        pools = (self.modules, self.extractors)
+        return {
+            "module_slots": float(len(self.modules)),
+            "extractor_slots": float(len(self.extractors)),
+            "slot_hits": float(sum(pool.hits for pool in pools)),
+            "slot_misses": float(sum(pool.misses for pool in pools)),
+            "slot_evictions": float(sum(pool.evictions for pool in pools)),
+        }
+
+
+def _factors(adapter: HostAdapter, weights: tuple[float, ...] | None) -> tuple[float, ...]:
+    """`w[l]·s` of each layer; weight 1 without a composition."""
+    return tuple(weight * adapter.scaling for weight in weights or (1.0,) * len(adapter.tensors))

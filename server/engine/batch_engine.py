@@ -1,0 +1,225 @@
+"""The engine without thread or event loop: requests in, one step at a time, events out through each request's `emit`.
+
+One thread makes all calls; `wake` is called from loader threads when an adapter has arrived. What goes wrong with one request ends
+that request alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from server.engine.adapter_loader import Read, loader
+from server.engine.adapter_pool import AdapterPool
+from server.engine.base_model import BaseModel
+from server.engine.host_cache import HostCache
+from server.engine.kv_cache import KvCache
+from server.engine.model_check import context_limit
+from server.engine.options import EngineOptions
+from server.engine.prompt import plain_ids
+from server.engine.request import EngineRequest
+from server.engine.runner import Runner
+from server.engine.sampling import sample
+from server.engine.scheduler import Scheduler, Work
+from server.engine.sequence import NOT_FINITE, Emit, Generation, Live, Scoring, Status
+from server.errors import ContextLimit, InvalidInput, KmserveError, TooManyRequests, Unavailable
+from server.modules.artefact import read_artefact
+
+logger = logging.getLogger(__name__)
+
+
+class BatchEngine:
+    def __init__(self, base: BaseModel, options: EngineOptions, read: Read = read_artefact, wake: Callable[[], None] = lambda: None) -> None:
+        """Holds the model until `close`. Raises ValueError for a model that the engine cannot serve."""
+        self.base = base
+        self.options = options
+        self.limit = min(context_limit(base), options.kv_tokens)
+        self._vocabulary = base.model.get_input_embeddings().num_embeddings
+        self.runner = Runner(base, options)
+        self.adapters = AdapterPool(self.runner.modules, self.runner.extractors)
+        self.host = HostCache(loader(base, self.runner.layers, options.max_rank, read), options.host_bytes)
+        self.scheduler = Scheduler(options, self.adapters, KvCache(options.kv_tokens))
+        self._counts = {"steps": 0.0, "step_seconds": 0.0, "prompt_tokens": 0.0, "generated_tokens": 0.0, "ended": 0.0, "failed": 0.0}
+        self._wake = wake
+        self._threads = torch.get_num_threads()
+
+    def generation(self, request: EngineRequest, emit: Emit) -> Generation:
+        """A checked request, not yet in the queue. Raises ContextLimit or InvalidInput."""
+        self._check(request, request.sampling.max_tokens)
+        return Generation(request, self.base.tokenizer, self.base.eos_ids, emit)
+
+    def scoring(self, request: EngineRequest, continuations: Sequence[str], emit: Emit) -> Scoring:
+        """Like `generation`; `request.sampling` is ignored."""
+        tokenised = [(text, plain_ids(self.base.tokenizer, text)) for text in continuations]
+        self._check(request, max((len(ids) for _, ids in tokenised), default=0))
+        return Scoring(request, tokenised, emit)
+
+    def add(self, sequence: Live) -> None:
+        """Queue it and start loading what it wears; a full queue fails it with TooManyRequests."""
+        if len(self.scheduler) >= self.options.max_batch + self.options.max_queue:
+            sequence.emit(TooManyRequests("The engine's queue is full; try again later.", retry_after=self._retry_after()))
+            return
+        if isinstance(sequence, Scoring) and sequence.complete:
+            sequence.tell()
+            return
+        request = sequence.request
+        sequence.module = self.host.fetch(request.module) if request.module else None
+        sequence.extractor = self.host.fetch(request.extractor) if request.extractor else None
+        self.scheduler.add(sequence)
+        for load in sequence.loads:
+            load.add_done_callback(lambda _: self._wake())
+
+    def step(self) -> bool:
+        """One forward pass over all that can run; False if nothing can before a load is done. The engine in five lines."""
+        self._expel()
+        self._adjust_threads()
+        works = self._plan()
+        self._advance(self._compute(works))
+        return bool(works)
+
+    def wait_for_load(self, seconds: float) -> None:
+        """Block until an adapter that some request waits for is there."""
+        wait([load for sequence in self.scheduler.waiting for load in sequence.loads if not load.done()], seconds, FIRST_COMPLETED)
+
+    def cancel(self, request_id: str) -> None:
+        for sequence in self.scheduler:
+            if sequence.request.request_id == request_id:
+                sequence.cancelled = True
+
+    def cancel_all(self) -> None:
+        for sequence in self.scheduler:
+            sequence.cancelled = True
+
+    def evict(self, digest: str) -> None:
+        self.host.evict(digest)
+        self.adapters.evict(digest)
+
+    def fail_all(self, error: KmserveError) -> None:
+        for sequence in list(self.scheduler):
+            self._fail(sequence, error)
+
+    def close(self) -> None:
+        """Put the model back as it was."""
+        self.host.close()
+        self.runner.close()
+
+    def stats(self) -> dict[str, float]:
+        return {
+            **self._counts,
+            "waiting": float(len(self.scheduler.waiting)),
+            "running": float(len(self.scheduler.running)),
+            "kv_tokens_reserved": float(self.scheduler.cache.reserved),
+            **self.adapters.stats(),
+            **{f"host_{name}": value for name, value in self.host.stats().items()},
+        }
+
+    def _expel(self) -> None:
+        """End those that were cancelled or whose adapters could not be loaded."""
+        for sequence in list(self.scheduler):
+            if sequence.cancelled:
+                self._guarded(sequence, sequence.abandon)
+                self._remove(sequence)
+            elif sequence.status is Status.WAITING and (error := sequence.load_error()):
+                self._fail(sequence, error)
+
+    def _plan(self) -> list[Work]:
+        try:
+            return self.scheduler.plan()
+        except Exception as error:
+            # The one that was about to join: those before it have joined, those behind it were not looked at.
+            culprit = next((sequence for sequence in self.scheduler.waiting if sequence.loaded), None)
+            if culprit is None:
+                raise
+            self._fail(culprit, error)
+            return self._plan()
+
+    def _compute(self, works: Sequence[Work]) -> list[tuple[Work, Tensor]]:
+        """Each work with its wanted logits. When a step fails, its sequences run one by one and only the failing ones end."""
+        if not works:
+            return []
+        started = time.perf_counter()
+        try:
+            logits = self.runner.run(works)
+        except Exception as error:
+            if len(works) > 1:
+                return [pair for work in works for pair in self._compute([work])]
+            self._fail(works[0].sequence, error)
+            return []
+        self._counts["steps"] += 1
+        self._counts["step_seconds"] += time.perf_counter() - started
+        self._counts["prompt_tokens"] += sum(work.end - work.start for work in works if work.start < len(work.sequence.request.prompt))
+        return list(zip(works, logits.split([work.logits for work in works]), strict=True))
+
+    def _advance(self, computed: Sequence[tuple[Work, Tensor]]) -> None:
+        """Draw the next tokens and hand logits to those that score."""
+        drawing: list[tuple[Generation, Tensor]] = []
+        for work, logits in computed:
+            sequence = work.sequence
+            sequence.computed = work.end
+            if isinstance(sequence, Generation) and len(logits):
+                drawing.append((sequence, logits))
+            elif isinstance(sequence, Scoring) and len(logits):
+                self._guarded(sequence, partial(sequence.accept, logits))
+        if drawing:
+            self._draw([sequence for sequence, _ in drawing], torch.cat([logits for _, logits in drawing]))
+
+    def _draw(self, sequences: Sequence[Generation], logits: Tensor) -> None:
+        self._counts["generated_tokens"] += len(sequences)
+        for sequence, token in zip(sequences, sample(logits, [sequence.draw for sequence in sequences]), strict=True):
+            if token is None:
+                self._fail(sequence, Unavailable(NOT_FINITE))
+            else:
+                self._guarded(sequence, partial(sequence.accept, token))
+
+    def _guarded(self, sequence: Live, action: Callable[[], None]) -> None:
+        """Let a sequence act, then let it go if it is complete or failed."""
+        try:
+            action()
+        except Exception as error:
+            self._fail(sequence, error)
+        if sequence.complete and sequence.status is not Status.FINISHED:
+            self._remove(sequence)
+
+    def _fail(self, sequence: Live, error: Exception) -> None:
+        self._remove(sequence)
+        self._counts["failed"] += 1
+        if not isinstance(error, KmserveError):
+            logger.error("request %s failed", sequence.request.request_id, exc_info=error)
+            error = Unavailable("The engine could not run this request; try again.")
+        sequence.emit(error)
+
+    def _remove(self, sequence: Live) -> None:
+        self._counts["ended"] += 1
+        self.scheduler.remove(sequence)
+
+    def _adjust_threads(self) -> None:
+        wanted = self.options.cores.threads() if self.options.cores else self.options.threads
+        if wanted is not None and wanted != self._threads:
+            torch.set_num_threads(wanted)
+            self._threads = wanted
+
+    def _retry_after(self) -> int:
+        """Seconds until a place is free, from what a request has taken so far."""
+        return min(60, math.ceil((self._counts["step_seconds"] + 1) / (self._counts["ended"] + 1)))
+
+    def _check(self, request: EngineRequest, new_tokens: int) -> None:
+        prompt, sampling = request.prompt, request.sampling
+        if not len(prompt) or not all(0 <= token < self._vocabulary for token in prompt.ids):
+            raise InvalidInput("The prompt is empty or holds token ids that the model does not know.")
+        if sampling.max_tokens < 1 or not 0 <= sampling.temperature < math.inf or not 0 < sampling.top_p <= 1:
+            raise InvalidInput("max_tokens must be at least 1, temperature at least 0 and top_p above 0 and at most 1.")
+        if len(prompt) + new_tokens > self.limit:
+            raise ContextLimit(
+                f"The prompt has {len(prompt)} tokens and the answer may have {new_tokens}; the model's context is {self.limit}. "
+                "Ask for a shorter answer, or with fewer or shorter passages.",
+                prompt_tokens=len(prompt),
+                max_tokens=new_tokens,
+                limit=self.limit,
+            )

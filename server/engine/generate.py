@@ -1,0 +1,68 @@
+"""Many answers at once on the calling thread, as a library: what a trainer writes its training texts with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from server.engine.base_model import BaseModel
+from server.engine.batch_engine import BatchEngine
+from server.engine.options import EngineOptions
+from server.engine.request import EngineRequest
+from server.engine.sequence import Event
+
+LOAD_SECONDS = 1.0
+"""How long to wait for adapters before `should_stop` is asked again."""
+
+
+def generate_batch(
+    base: BaseModel,
+    requests: Sequence[EngineRequest],
+    *,
+    options: EngineOptions | None = None,
+    on_finished: Callable[[int, str], None] = lambda index, text: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[str | None]:
+    """The answers in the order of `requests`; None for those that `should_stop`, asked at every step, did not let finish.
+
+    `on_finished(index, text)` is called as each ends. The first request that fails raises what its stream would have raised. The
+    model is as before when this returns.
+    """
+    texts: list[str | None] = [None] * len(requests)
+    engine = BatchEngine(base, options or EngineOptions())
+    waiting, running = list(enumerate(requests))[::-1], dict[int, _Collector]()
+    try:
+        while (waiting or running) and not should_stop():
+            while waiting and len(running) < engine.options.max_batch:
+                index, request = waiting.pop()
+                running[index] = _Collector()
+                engine.add(engine.generation(request, running[index]))
+            if not engine.step():
+                engine.wait_for_load(LOAD_SECONDS)
+            for index in [index for index, collector in running.items() if collector.ended]:
+                texts[index] = text = running.pop(index).text()
+                on_finished(index, text)
+        return texts
+    finally:
+        engine.close()
+
+
+class _Collector:
+    """Joins the pieces of one answer."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._error: Exception | None = None
+        self._pieces: list[str] = []
+
+    def __call__(self, event: Event) -> None:
+        assert not isinstance(event, list)
+        if isinstance(event, Exception):
+            self._error, self.ended = event, True
+        else:
+            self._pieces.append(event.text)
+            self.ended = event.finish_reason is not None
+
+    def text(self) -> str:
+        if self._error is not None:
+            raise self._error
+        return "".join(self._pieces)

@@ -1,0 +1,179 @@
+"""One request on its way through the engine: its tokens, how far they are computed, what it holds and whom it tells.
+
+    WAITING ──> RUNNING ──> FINISHED
+       └─────────────────────^
+
+`Generation` grows its tokens by sampling; `Scoring` walks through given continuations over one prompt. Knows nothing of batches,
+devices or threads, but that `cancelled` may be set from any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from server.engine.adapter_pool import Outfit
+from server.engine.detokeniser import Detokeniser
+from server.engine.host_cache import HostAdapter
+from server.engine.kv_cache import KvRow
+from server.engine.request import Delta, EngineRequest, FinishReason, Score
+from server.engine.sampling import Draw
+from server.errors import Unavailable
+
+Event = Delta | list[Score] | Exception
+"""An exception or a list of scores is the last event of a sequence, as is a delta with a finish reason."""
+Emit = Callable[[Event], None]
+NOT_FINITE = "The model's output is not finite; the module may be broken. Train it again."
+
+
+class Status(StrEnum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+_NEXT = {Status.WAITING: {Status.RUNNING, Status.FINISHED}, Status.RUNNING: {Status.FINISHED}, Status.FINISHED: set[Status]()}
+
+
+class Live:
+    """What generating and scoring share. `tokens` are to be computed from `computed` on; logits are wanted from `wanted` on."""
+
+    def __init__(self, request: EngineRequest, reserve: int, emit: Emit) -> None:
+        self.request = request
+        self.reserve = reserve
+        """Positions it may ever take."""
+        self.emit = emit
+        self.status = Status.WAITING
+        self.cancelled = False
+        self.complete = False
+        self.tokens = list(request.prompt.ids)
+        self.computed = 0
+        self.written = 0
+        """Positions whose keys and values were stored at some time."""
+        self.module: Future[HostAdapter] | None = None
+        self.extractor: Future[HostAdapter] | None = None
+        self.outfit = Outfit()
+        self.held: KvRow | None = None
+
+    @property
+    def wanted(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def loads(self) -> list[Future[HostAdapter]]:
+        return [load for load in (self.module, self.extractor) if load is not None]
+
+    @property
+    def loaded(self) -> bool:
+        return all(load.done() for load in self.loads)
+
+    def load_error(self) -> Exception | None:
+        """Why an adapter could not be loaded, as far as is known by now."""
+        errors = [load.exception() for load in self.loads if load.done()]
+        return next((error for error in errors if isinstance(error, Exception)), None)
+
+    def move(self, status: Status) -> None:
+        assert status in _NEXT[self.status], f"{self.status} -> {status}"
+        self.status = status
+
+    def abandon(self) -> None:
+        """Tell the listener that it was cancelled."""
+        self.complete = True
+        self.emit(Delta(text="", finish_reason=FinishReason.CANCELLED, prompt_tokens=len(self.request.prompt)))
+
+
+class Generation(Live):
+    def __init__(self, request: EngineRequest, tokenizer: PreTrainedTokenizerBase, eos: Collection[int], emit: Emit) -> None:
+        super().__init__(request, len(request.prompt) + request.sampling.max_tokens, emit)
+        self.draw = Draw(request.sampling)
+        self._eos = eos
+        self._text = Detokeniser(tokenizer, request.sampling.stop)
+        self._unsent: list[int] = []
+
+    @property
+    def wanted(self) -> int:
+        return len(self.tokens) - 1
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    def accept(self, token: int) -> None:
+        """Append a sampled token and tell the text that it makes certain. The token that ends a turn is counted, not told."""
+        self.tokens.append(token)
+        if token in self._eos:
+            self._end(self._text.finish(), FinishReason.STOP)
+            return
+        self._unsent.append(token)
+        text = self._text.push(token)
+        if self._text.stopped:
+            self._end(text, FinishReason.STOP)
+        elif self.generated == self.request.sampling.max_tokens:
+            text += self._text.finish()
+            self._end(text, FinishReason.STOP if self._text.stopped else FinishReason.LENGTH)
+        elif text:
+            self._tell(text, None)
+
+    def abandon(self) -> None:
+        self._end(self._text.finish(), FinishReason.CANCELLED)
+
+    def _end(self, text: str, reason: FinishReason) -> None:
+        self.complete = True
+        self._tell(text, reason)
+
+    def _tell(self, text: str, reason: FinishReason | None) -> None:
+        ids, self._unsent = tuple(self._unsent), []
+        prompt = len(self.request.prompt)
+        self.emit(Delta(text=text, token_ids=ids, finish_reason=reason, prompt_tokens=prompt, completion_tokens=self.generated))
+
+
+class Scoring(Live):
+    """The prompt is read once; each further continuation starts over at the prompt's last token."""
+
+    def __init__(self, request: EngineRequest, continuations: Sequence[tuple[str, tuple[int, ...]]], emit: Emit) -> None:
+        longest = max((len(ids) for _, ids in continuations), default=0)
+        super().__init__(request, len(request.prompt) + longest, emit)
+        self._continuations = continuations
+        self._scores: list[Score] = []
+        self._logprobs: list[float] = []
+        self._start_next()
+
+    @property
+    def wanted(self) -> int:
+        return len(self.request.prompt) - 1
+
+    def accept(self, logits_NV: Tensor) -> None:
+        """Logits of the next `N` positions from `wanted` on."""
+        text, ids = self._continuations[len(self._scores)]
+        told = len(self._logprobs)
+        targets = torch.tensor(ids[told : told + len(logits_NV)], device=logits_NV.device)
+        precise = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+        logprobs = torch.log_softmax(precise, dim=-1).gather(1, targets[:, None])[:, 0]
+        if logprobs.isnan().any():
+            raise Unavailable(NOT_FINITE)
+        self._logprobs += logprobs.tolist()
+        if len(self._logprobs) == len(ids):
+            self._scores.append(Score(text=text, token_ids=ids, logprobs=tuple(self._logprobs)))
+            self._start_next()
+            if self.complete:
+                self.tell()
+
+    def tell(self) -> None:
+        self.emit(self._scores)
+
+    def _start_next(self) -> None:
+        """Continue with the next continuation that has tokens; complete after the last one."""
+        while len(self._scores) < len(self._continuations):
+            text, ids = self._continuations[len(self._scores)]
+            if ids:
+                self.tokens = [*self.request.prompt.ids, *ids[:-1]]
+                self.computed = min(self.computed, self.wanted)
+                self._logprobs = []
+                return
+            self._scores.append(Score(text=text, token_ids=(), logprobs=()))
+        self.complete = True

@@ -1,0 +1,207 @@
+"""The loop that ingests uploads inside the API's process, which owns the vector index: claim -> parse, split, embed, index -> publish.
+
+A few lanes serve one job each; `notify` wakes them, and they look by themselves every few seconds. A job that ends badly takes its
+vectors and text with it before its row says so. Knows nothing of HTTP or formats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import uuid
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from server.db import jobs
+from server.db.blobs import BlobStore
+from server.db.session import Database
+from server.db.tables import Job, JobKind, JobState
+from server.errors import DocumentNotFound, IndexUnavailable, JobLost, KmserveError, StorageFull
+from server.jobs import ingest_records
+from server.jobs.ingest_records import IngestStopped, Remains, Upload
+from server.retrieval.ingest import Ingested, Report, Source, Stage
+
+logger = logging.getLogger(__name__)
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+LANES: Final = 2
+"""So that one long document does not keep a short one waiting."""
+POLL_SECONDS: Final = 2.0
+SLOWEST_BEAT_SECONDS: Final = 2.0
+LONGEST_PAUSE_SECONDS: Final = 30.0
+_UNITS: Final = {Stage.EMBEDDING: "passages", Stage.INDEXING: "passages"}
+
+
+class Ingests(Protocol):
+    """What the loop asks of retrieval."""
+
+    async def ingest(self, source: Source, report: Report) -> Ingested: ...
+
+    async def forget(self, tenant_id: str, document_id: str, revision_id: str) -> None: ...
+
+
+class IngestLoop:
+    """`ring` wakes a training worker; `run` ends when it is cancelled, and then hands its jobs back."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        blobs: BlobStore,
+        ingestor: Ingests,
+        ring: Callable[[], object],
+        lease_seconds: float,
+        max_attempts: int,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._ingestor = ingestor
+        self._ring = ring
+        self._lease_seconds = lease_seconds
+        self._max_attempts = max_attempts
+        self._poll_seconds = poll_seconds
+        self._owner = f"ingest-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._wanted = asyncio.Event()
+
+    def notify(self) -> None:
+        """There is a new job. From the loop's own thread."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as lanes:
+            for _ in range(LANES):
+                lanes.create_task(self._lane())
+
+    async def run_once(self) -> bool:
+        """Serve the next job to its end; whether there was one."""
+        job = await self._write(jobs.claim, JobKind.INGEST, self._owner, self._lease_seconds)
+        if job is not None:
+            await self._serve(job)
+        return job is not None
+
+    async def _lane(self) -> None:
+        while True:
+            self._wanted.clear()
+            if not await self._survive():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wanted.wait(), self._poll_seconds)
+
+    async def _survive(self) -> bool:
+        """A database out of reach, or a defect of ours, must not end the loop: the lease runs out and the job is taken up again."""
+        try:
+            return await self.run_once()
+        except Exception:
+            logger.exception("the ingest loop goes on after an error")
+            return False
+
+    async def _serve(self, job: Job) -> None:
+        try:
+            await self._watched(job, self._ingest(job))
+        except asyncio.CancelledError:
+            released = await self._end(job, jobs.release)
+            if released is not None and released.state == JobState.CANCELLED:
+                await self._undo(job)
+            raise
+        except JobLost:
+            await self._after_loss(job)
+        except (IngestStopped, DocumentNotFound):
+            await self._undo(job)
+            await self._end(job, jobs.cancelled)
+        except SQLAlchemyError:
+            logger.exception("job %s: the database failed; its lease will run out", job.id)
+        except IndexUnavailable as error:
+            await self._end(job, partial(jobs.retry, code=error.code, message=error.detail))
+        except Exception as error:
+            code, message = _failure(job, error)
+            await self._undo(job)
+            await self._end(job, partial(jobs.fail, code=code, message=message))
+
+    async def _watched(self, job: Job, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work while extending the lease; a cancelled job or a lost lease ends the work."""
+        task = asyncio.create_task(work)
+        try:
+            while not (await asyncio.wait({task}, timeout=min(self._lease_seconds / 3, SLOWEST_BEAT_SECONDS)))[0]:
+                if await self._write(jobs.heartbeat, job.id, job.attempt, self._lease_seconds):
+                    raise IngestStopped
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        await task
+
+    async def _ingest(self, job: Job) -> None:
+        upload = await self._read(ingest_records.upload_of, job)
+        try:
+            ingested = await self._ingestor.ingest(self._source(job, upload), partial(self._report, job))
+        except IndexUnavailable:
+            await asyncio.sleep(min(2.0**job.attempt, LONGEST_PAUSE_SECONDS))
+            raise
+        await asyncio.to_thread(self._blobs.write_text, upload.text_blob, ingested.parsed.text)
+        if await self._write(ingest_records.finish, job, ingested, self._max_attempts):
+            await asyncio.to_thread(self._ring)
+
+    async def _report(self, job: Job, stage: Stage, done: int, total: int) -> None:
+        unit = _UNITS.get(stage, "documents")
+        await self._write(ingest_records.report, job, stage=stage, done=done, total=total, unit=unit)
+
+    async def _after_loss(self, job: Job) -> None:
+        """The job goes on elsewhere; but for a deleted document nobody else may come to remove what this attempt wrote last."""
+        logger.info("job %s belongs to another attempt", job.id)
+        if not await self._read(ingest_records.lives, job):
+            await self._undo(job)
+
+    async def _undo(self, job: Job) -> None:
+        """Remove what the job wrote: its vectors, passages and text; of a deleted document whatever is left."""
+        remains = await self._write(ingest_records.withdraw, job)
+        try:
+            await asyncio.to_thread(self._remove_files, remains)
+            await self._ingestor.forget(job.tenant_id, job.document_id, job.revision_id)
+        except (KmserveError, OSError):
+            logger.exception("job %s: what it wrote could not be removed", job.id)
+
+    def _remove_files(self, remains: Remains) -> None:
+        self._blobs.delete(remains.upload.text_blob)
+        if not remains.lives:
+            self._blobs.delete_prefix(remains.upload.blob.rpartition("/")[0])
+
+    async def _end(self, job: Job, step: Callable[[Session, str, int], Job]) -> Job | None:
+        """The job as the step left it, None when it was not ours to end."""
+        try:
+            return await self._write(step, job.id, job.attempt)
+        except JobLost:
+            logger.info("job %s belongs to another attempt", job.id)
+            return None
+
+    def _source(self, job: Job, upload: Upload) -> Source:
+        owner = {"tenant_id": job.tenant_id, "document_id": job.document_id, "revision_id": job.revision_id}
+        return Source(**owner, path=self._blobs.path(upload.blob), filename=upload.filename)
+
+    async def _write(
+        self, step: Callable[Concatenate[Session, Arguments], Result], *arguments: Arguments.args, **named: Arguments.kwargs
+    ) -> Result:
+        async with self._database.write() as session:
+            return await session.run_sync(step, *arguments, **named)
+
+    async def _read(self, step: Callable[[Session, Job], Result], job: Job) -> Result:
+        async with self._database.read() as session:
+            return await session.run_sync(step, job)
+
+
+def _failure(job: Job, error: Exception) -> tuple[str, str]:
+    """Code and message for the document's owner; what is our defect goes to the log only."""
+    if isinstance(error, KmserveError):
+        return error.code, error.detail
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return StorageFull.code, "the server's disk is full; try again when there is room"
+    logger.error("job %s failed", job.id, exc_info=error)
+    return KmserveError.code, "the server failed to read this document; retry it, or look at the server's log"

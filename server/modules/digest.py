@@ -1,0 +1,52 @@
+"""Digests by content: of a LoRA, of a composition over one. Never over config files' bytes.
+
+PEFT's `target_modules` order changes with PYTHONHASHSEED and its base model name may be a path, so equal artefacts have unequal files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from server.modules.canonical import canonical_json
+from server.modules.composition import Composition
+from server.modules.manifest import Manifest
+from server.modules.peft_format import named_tensors
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The elements of a tensor as stored in a safetensors file, row by row; no copy for a contiguous one on the CPU."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def lora_digest(a: Mapping[str, Tensor], b: Mapping[str, Tensor], manifest: Manifest) -> str:
+    """sha256 over the sorted tensors (name, dtype, shape, bytes) and what they mean: r, alpha, targets, scope, base, wears."""
+    meaning = {
+        "r": manifest.rank,
+        "alpha": float(manifest.alpha),
+        "targets": sorted(manifest.targets),
+        "scope": manifest.scope,
+        "base_fingerprint": manifest.base_fingerprint,
+        "wears": manifest.wears,
+    }
+    sha256 = hashlib.sha256(canonical_json(meaning))
+    for name, tensor in sorted(named_tensors(a, b).items()):
+        sha256.update(canonical_json([name, dtype_name(tensor.dtype), list(tensor.shape)]))
+        sha256.update(tensor_bytes(tensor))
+    return sha256.hexdigest()
+
+
+def composition_digest(composition: Composition, lora: str) -> str:
+    """sha256 over the lora's digest, the layer names in order and the float32 weights."""
+    sha256 = hashlib.sha256(canonical_json({"lora": lora, "layers": list(composition.layers)}))
+    for weights in (composition.w_km, composition.w_ke):
+        sha256.update(tensor_bytes(weights.to(torch.float32)))
+    return sha256.hexdigest()

@@ -1,0 +1,197 @@
+"""A data directory with a migrated database, documents whose text scripts the fake trainer, and a worker over them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import select
+
+from server.db import jobs, modules
+from server.db.blobs import BlobStore
+from server.db.session import SyncDatabase
+from server.db.tables import Document, Job, JobKind, Module, Revision
+from server.modules.manifest import ArtefactKind, Manifest, manifest_bytes
+from server.modules.store import ModuleStore
+from server.settings import Settings
+from tests.support.databases import migrated
+from tests.support.rows import Uploaded, document_row, job_row, training, upload
+from worker.supervisor import Supervisor
+
+FAKE_TRAINER: Final = (sys.executable, "-I", str(Path(__file__).with_name("fake_trainer.py")))
+PATIENCE: Final = 20.0
+
+Step = dict[str, Any]
+
+
+def eventually(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
+    """Wait until the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that ended and was not waited for does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def stage(name: str, done: int = 1, total: int = 2) -> Step:
+    return {"say": {"event": "progress", "stage": name, "done": done, "total": total, "unit": "steps", "eta_seconds": 3.0}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeArtefact:
+    """A directory with a true manifest; its tensors are noise, which nobody in the worker's parent process looks at."""
+
+    directory: Path
+    digest: str
+    manifest_sha256: str
+
+    def step(self, **changes: Any) -> Step:
+        event = {"event": "result", "artefact": "artefact", "digest": self.digest, "manifest_sha256": self.manifest_sha256}
+        return {"deliver": str(self.directory), "say": {**event, "gate": {"passed": True}, **changes}}
+
+
+def fake_artefact(folder: Path, seed: int = 0) -> FakeArtefact:
+    directory = folder / f"artefact-{uuid.uuid4().hex}"
+    directory.mkdir(parents=True)
+    digest = hashlib.sha256(str(seed).encode()).hexdigest()
+    (directory / "adapter_model.safetensors").write_bytes(digest.encode())
+    described = manifest_bytes(_manifest(seed))
+    (directory / "manifest.json").write_bytes(described)
+    return FakeArtefact(directory=directory, digest=digest, manifest_sha256=hashlib.sha256(described).hexdigest())
+
+
+def _manifest(seed: int) -> Manifest:
+    return Manifest(
+        kind=ArtefactKind.KNOWLEDGE_MODULE,
+        base_fingerprint="0" * 64,
+        rank=4,
+        alpha=4.0,
+        targets=("model.layers.0.self_attn.q_proj",),
+        scope="all",
+        wears=None,
+        document_revision="1" * 64,
+        objective="sdcd",
+        recipe={},
+        data={},
+        seed=seed,
+        held_out_loss_before=2.0,
+        held_out_loss_after=1.0,
+        gate={"passed": True},
+        versions={},
+        created="2026-01-01T00:00:00Z",
+    )
+
+
+@dataclass(kw_only=True)
+class Rig:
+    """`settings` have short leases; `rings` counts the reaper's bells."""
+
+    settings: Settings
+    database: SyncDatabase
+    stopping: threading.Event = field(default_factory=threading.Event)
+    rings: int = 0
+    threads: list[threading.Thread] = field(default_factory=list)
+
+    @property
+    def store(self) -> ModuleStore:
+        return ModuleStore(self.settings.root / "modules")
+
+    def upload(self, steps: Sequence[Step], **options: Any) -> tuple[Uploaded, str]:
+        """A document whose training runs these steps, and its queued job."""
+        with self.database.write() as session:
+            document = upload(session)
+            job_id = training(session, document, **options).id
+        self.write_text(document, steps)
+        return document, job_id
+
+    def write_text(self, document: Uploaded, steps: Sequence[Step]) -> None:
+        with self.database.read() as session:
+            mine = select(Revision.blob).where(Revision.id == document.revision_id, Revision.tenant_id == document.tenant_id)
+            blob = session.scalars(mine).one()
+        BlobStore(self.settings.root / "blobs").write_text(f"{blob}.txt", json.dumps(steps))
+
+    def supervisor(self, **options: Any) -> Supervisor:
+        options = {"stopping": self.stopping, "command": FAKE_TRAINER, "grace_seconds": 2.0, **options}
+        return Supervisor(self.settings, self.database, **options)
+
+    def work(self, **options: Any) -> None:
+        """Train until nothing is queued."""
+        self.supervisor(**options).work()
+
+    def start_work(self, **options: Any) -> threading.Thread:
+        thread = threading.Thread(target=self.work, kwargs=options, daemon=True)
+        thread.start()
+        self.threads.append(thread)
+        return thread
+
+    def ring(self) -> None:
+        self.rings += 1
+
+    def claim(self, owner: str = "worker-1") -> Job:
+        with self.database.write() as session:
+            job = jobs.claim(session, JobKind.TRAIN, owner, self.settings.lease_seconds)
+        assert job is not None
+        return job
+
+    def cancel(self, document: Uploaded, job_id: str) -> None:
+        with self.database.write() as session:
+            jobs.request_cancel(session, document.tenant_id, job_id)
+
+    def job(self, job_id: str) -> Job:
+        with self.database.read() as session:
+            return job_row(session, job_id)
+
+    def document(self, document: Uploaded) -> Document:
+        with self.database.read() as session:
+            return document_row(session, document)
+
+    def versions(self, document: Uploaded) -> list[Module]:
+        with self.database.read() as session:
+            return modules.versions(session, document.tenant_id, document.document_id)
+
+    def directory(self, document: Uploaded, job_id: str) -> Path:
+        return self.settings.root / "work" / document.tenant_id / document.document_id / job_id
+
+    def reach(self, job_id: str, stage_name: str) -> None:
+        eventually(lambda: self.job(job_id).stage == stage_name)
+
+    def trainer_pid(self, document: Uploaded, job_id: str, attempt: int = 1) -> int:
+        path = self.directory(document, job_id) / f"attempt-{attempt}" / "pid"
+        eventually(lambda: path.exists() and path.read_text())
+        return int(path.read_text())
+
+    def close(self) -> None:
+        """Let whatever still runs come to its end."""
+        self.stopping.set()
+        for thread in self.threads:
+            thread.join(PATIENCE)
+        self.database.close()
+
+
+def make_rig(root: Path, **settings: Any) -> Rig:
+    short = {"lease_seconds": 1.0, "reap_seconds": 0.3, "ring_seconds": 0.6}
+    chosen = Settings(data_dir=root, **{**short, **settings})
+    return Rig(settings=chosen, database=migrated(chosen.sql_url))
+
+
+def kill_if_alive(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server.db.session import SyncDatabase
+from tests.support.databases import migrated, sqlite_url
+from tests.support.jobs_contract import CancelContract, ClaimContract, DocumentContract, EndContract, FenceContract, ReapContract
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[SyncDatabase]:
+    database = migrated(sqlite_url(tmp_path))
+    yield database
+    database.close()
+
+
+class TestClaim(ClaimContract): ...
+
+
+class TestFence(FenceContract): ...
+
+
+class TestEnd(EndContract): ...
+
+
+class TestCancel(CancelContract): ...
+
+
+class TestReap(ReapContract): ...
+
+
+class TestDocument(DocumentContract): ...

@@ -1,0 +1,76 @@
+"""What a trainer is told: everything it needs of the database, the blobs and the settings, so that it opens none of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server.db import documents, extractors
+from server.db.blobs import BlobStore
+from server.db.tables import Document, Job, Passage, Revision
+from server.errors import DocumentTextMissing
+from server.modules.store import ModuleStore
+from server.settings import Settings
+
+
+def build_spec(session: Session, job: Job, settings: Settings, blobs: BlobStore, store: ModuleStore) -> dict[str, Any]:
+    """Raises DocumentNotFound when the document was deleted meanwhile, DocumentTextMissing when only its text is gone."""
+    document = documents.get_live(session, job.tenant_id, job.document_id)
+    revision = session.scalars(select(Revision).where(Revision.id == job.revision_id, Revision.tenant_id == job.tenant_id)).one()
+    return {
+        "job_id": job.id,
+        "attempt": job.attempt,
+        "tenant": job.tenant_id,
+        "preset": job.params.get("preset") or document.preset,
+        "recipe": job.params.get("recipe") or {},
+        "seed": job.params.get("seed", 0),
+        "text": _text(blobs, revision),
+        "passages": _passages(session, job),
+        "extractor": _extractor(session, job, store),
+        **_document(document, revision),
+        **_machine(settings),
+    }
+
+
+def _text(blobs: BlobStore, revision: Revision) -> str:
+    try:
+        return blobs.read_text(f"{revision.blob}.txt")
+    except FileNotFoundError:
+        raise DocumentTextMissing("the document's parsed text is missing; upload the document again") from None
+
+
+def _document(document: Document, revision: Revision) -> dict[str, Any]:
+    title = {"document_id": document.id, "document_title": document.title}
+    return {**title, "revision_id": revision.id, "revision_sha256": revision.sha256}
+
+
+def _machine(settings: Settings) -> dict[str, Any]:
+    return {
+        "base": {"source": settings.base_model, "models_dir": str(settings.root / "models")},
+        "embedder": settings.embedder,
+        "device": settings.device,
+        "dtype": settings.dtype,
+        "threads": settings.trainer_threads,
+        "cores_dir": str(settings.root / "cores"),
+        "passage_tokens": settings.passage_tokens,
+    }
+
+
+def _passages(session: Session, job: Job) -> list[dict[str, Any]]:
+    mine = select(Passage).where(Passage.tenant_id == job.tenant_id, Passage.revision_id == job.revision_id).order_by(Passage.ordinal)
+    return [{"id": passage.id, "text": passage.text, "ordinal": passage.ordinal} for passage in session.scalars(mine)]
+
+
+def _extractor(session: Session, job: Job, store: ModuleStore) -> dict[str, Any] | None:
+    extractor = extractors.active(session, job.tenant_id)
+    if extractor is None:
+        return None
+    return {
+        "digest": extractor.lora_digest,
+        "composition": extractor.composition_digest,
+        "manifest_sha256": extractor.manifest_sha256,
+        "scope": extractor.scope,
+        "directory": str(store.extractor_path(extractor.owner, extractor.composition_digest)),
+    }

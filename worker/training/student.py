@@ -1,0 +1,71 @@
+"""The student: the base model with a trainable LoRA (PEFT), put on and taken off without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from server.engine.base_model import adapted_layers
+from worker.training.recipe import Recipe
+
+_PREFIX = "base_model.model."
+
+
+class Student:
+    """`body` is the decoder below the head, adapters included; `a` and `b` are the LoRA factors by layer name."""
+
+    def __init__(self, model: PreTrainedModel, recipe: Recipe, seed: int) -> None:
+        torch.manual_seed(seed)
+        config = LoraConfig(
+            r=recipe.rank,
+            lora_alpha=int(recipe.alpha),
+            lora_dropout=recipe.dropout,
+            target_modules=sorted(adapted_layers(model)),
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+        self.base = model
+        self.peft: PeftModel = get_peft_model(model, config)  # type: ignore[assignment]
+        self.scaling = recipe.alpha / recipe.rank
+
+    @property
+    def body(self) -> nn.Module:
+        return self.base.base_model  # type: ignore[no-any-return]
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable tensors by PEFT's name, sorted so that an order never depends on hashing."""
+        return {name: p for name, p in sorted(self.peft.named_parameters()) if p.requires_grad}
+
+    def factors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(A by layer [r, in], B by layer [out, r]), detached copies on the CPU."""
+        a: dict[str, Tensor] = {}
+        b: dict[str, Tensor] = {}
+        for name, parameter in self.parameters().items():
+            layer, side, *_ = name.removeprefix(_PREFIX).rpartition(".lora_")[0], name.rpartition(".lora_")[2][0]
+            (a if side == "A" else b)[layer] = parameter.detach().cpu().clone()
+        return a, b
+
+    @torch.no_grad()
+    def wear(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+        """Overwrite the factors, e.g. with those of a published artefact."""
+        for name, parameter in self.parameters().items():
+            layer, side = name.removeprefix(_PREFIX).rpartition(".lora_")[0], name.rpartition(".lora_")[2][0]
+            parameter.copy_((a if side == "A" else b)[layer])
+
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Inside, the body is the bare base model."""
+        with self.peft.disable_adapter():
+            yield
+
+    def train(self, mode: bool) -> None:
+        self.peft.train(mode)
+
+    def unload(self) -> Any:
+        return self.peft.unload()  # type: ignore[operator]

@@ -1,0 +1,87 @@
+"""The teacher's states, computed once: base model with the context, over every example, cached on disk and memory-mapped.
+
+One file an example batch would tie the cache to an order; one file an example keeps it addressable and resumable. The final state is
+stored at the compute precision (the KL is rebuilt from it), the layers in `LAYER_DTYPE`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from worker.training.examples import Example
+from worker.training.states import shared_prefix, target_states
+
+LAYER_DTYPE = torch.bfloat16
+BATCH = 8
+
+
+def example_key(example: Example) -> str:
+    """Content address of an example: the same tokens give the same teacher."""
+    return hashlib.sha256(repr((example.teacher.ids, example.target)).encode()).hexdigest()[:32]
+
+
+class TeacherCache:
+    """`layers` [L, N, H] and `final` [N, H] of each example, N = its target length."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def has(self, example: Example) -> bool:
+        return self._path(example).exists()
+
+    def put(self, example: Example, layers_LNH: Sequence[Tensor]) -> None:
+        path = self._path(example)
+        temporary = path.with_suffix(".tmp")
+        layers = torch.stack([state.to(LAYER_DTYPE) for state in layers_LNH])
+        save_file({"layers": layers.cpu().contiguous(), "final": layers_LNH[-1].cpu().contiguous()}, temporary)
+        temporary.rename(path)
+
+    def get(self, examples: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor]:
+        """(layers [L, N, H], final [N, H]) of the examples one after the other."""
+        layers, final = [], []
+        for example in examples:
+            with safe_open(self._path(example), framework="pt", device="cpu") as file:
+                layers.append(file.get_tensor("layers"))
+                final.append(file.get_tensor("final"))
+        return torch.cat(layers, dim=1).to(device), torch.cat(final).to(device)
+
+    def _path(self, example: Example) -> Path:
+        return self._directory / f"{example_key(example)}.safetensors"
+
+
+@torch.no_grad()
+def run_teacher(
+    body: nn.Module, examples: Sequence[Example], cache: TeacherCache, device: torch.device, step: Callable[[int, int], None]
+) -> None:
+    """Fill the cache. The bare prefix (header and context) of examples that share one is prefilled once for all of them.
+
+    `step(done, total)` is called after every batch and may raise to stop; what is cached stays.
+    """
+    groups: dict[tuple[int, ...], list[Example]] = {}
+    for example in examples:
+        if not cache.has(example):
+            groups.setdefault(example.teacher.bare, []).append(example)
+    done = len(examples) - sum(len(group) for group in groups.values())
+    for bare, group in groups.items():
+        prefix = shared_prefix(body, bare, device)
+        for start in range(0, len(group), BATCH):
+            batch = group[start : start + BATCH]
+            copy = deepcopy(prefix)
+            copy.batch_repeat_interleave(len(batch))
+            states = target_states(body, [e.teacher.adapted for e in batch], [e.target for e in batch], device, prefix=copy)
+            offset = 0
+            for example in batch:
+                rows = slice(offset, offset + len(example.target))
+                cache.put(example, [state[rows] for state in states])
+                offset = rows.stop
+            done += len(batch)
+            step(done, len(examples))
