@@ -50,7 +50,7 @@ lint: install
 	@$(PHASE) "ruff format" $(BIN)/ruff format --check .
 	@$(PHASE) "ruff check" $(BIN)/ruff check .
 	@$(PHASE) "mypy" $(BIN)/mypy $(SOURCES)
-	@$(PHASE) "import contracts" $(BIN)/lint-imports
+	@$(PHASE) "import contracts" $(BIN)/lint-imports --no-cache
 	@$(PHASE) "tenant lint" $(BIN)/python -m scripts.lint_tenant
 
 check: lint test
@@ -67,7 +67,7 @@ coverage: install
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info clients/python/src/*.egg-info .coverage
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find server worker benchmarks clients scripts deploy tests -name __pycache__ -prune -exec rm -rf {} +
 
 # Three steps, each with a stamp, so that nothing is installed twice.

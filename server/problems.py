@@ -8,6 +8,7 @@ requests and unknown paths carry no code.
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -65,6 +66,10 @@ def problem_of(error: KmserveError) -> dict[str, Any]:
     """The members of an error's problem document."""
     members = {"type": f"urn:kmserve:error:{error.code}", "title": _title(error.code), "status": error.status, "code": error.code}
     return {**error.extra, **members, "detail": error.detail, "request_id": correlation_id.get()}
+
+
+def problem_json(error: KmserveError) -> str:
+    return json.dumps(problem_of(error))
 
 
 def respond(error: KmserveError) -> Response:

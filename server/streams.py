@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -23,10 +23,18 @@ def sse(name: str, data: BaseModel | str, number: int | str) -> bytes:
 
 
 class EventStream(EventSourceResponse):
-    """Server-sent events with a heartbeat while there is none. The generator is closed when the stream ends or the client goes away."""
+    """Server-sent events with a heartbeat while there is none. When the stream ends, or the client goes away, perhaps before the first
+    event, the generator is closed and `ended` is awaited."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], heartbeat: float = HEARTBEAT_SECONDS) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        *,
+        heartbeat: float = HEARTBEAT_SECONDS,
+        ended: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
         self._events = events
+        self._ended = ended
         self._heartbeat = heartbeat
         self._next: asyncio.Task[bytes | None] | None = None
         super().__init__(self._beating(), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
@@ -55,6 +63,8 @@ class EventStream(EventSourceResponse):
             self._next.cancel()
             await asyncio.gather(self._next, return_exceptions=True)
         await self._events.aclose()
+        if self._ended is not None:
+            await self._ended()
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -1,6 +1,7 @@
 """The document's own transitions: its status, its tombstone. Knows nothing of uploads, listing or files.
 
-Lock order, so that no two transactions wait for each other: the document's row first, then rows of its jobs.
+Lock order, so that no two transactions wait for each other: the document's row first, then rows of its jobs; and one document only, or
+several in the order of their ids.
 """
 
 from __future__ import annotations

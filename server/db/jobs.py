@@ -68,14 +68,12 @@ def claim(session: Session, kind: JobKind, owner: str, lease_seconds: float) -> 
     The row is taken by compare-and-set on (queued, attempt); who comes second looks again. A claimed training shows in its document.
     """
     while (candidate := session.scalars(_best(kind), execution_options=_REFRESH).one_or_none()) is not None:
-        document = documents.lock(session, candidate.tenant_id, candidate.document_id)
-        same = update(Job).where(Job.id == candidate.id, Job.state == JobState.QUEUED, Job.attempt == candidate.attempt)
-        if document is None:
-            _change(session, same, state=JobState.CANCELLED, finished_at=db_now())
-        elif (job := _change(session, same, **_claimed(owner, lease_seconds))) is not None:
-            if kind == JobKind.TRAIN:
-                documents.advance(session, job, DocumentStatus.TRAINING)
-            return job
+        with session.begin_nested() as savepoint:
+            job = _take(session, candidate, owner, lease_seconds)
+            if job is None:
+                savepoint.rollback()  # gives up the document's lock: whoever waits for one must not hold another
+            elif job.state == JobState.RUNNING:
+                return job
     return None
 
 
@@ -201,6 +199,18 @@ def _best(kind: JobKind) -> Any:
     turn = func.coalesce(last_start, 0.0)
     queued = select(Job).where(Job.kind == kind, Job.state == JobState.QUEUED)
     return queued.order_by(Job.priority.desc(), turn, Job.created_at, Job.id).limit(1)
+
+
+def _take(session: Session, candidate: Job, owner: str, lease_seconds: float) -> Job | None:
+    """The candidate, running or, if its document was deleted, cancelled; None if somebody else came first."""
+    document = documents.lock(session, candidate.tenant_id, candidate.document_id)
+    same = update(Job).where(Job.id == candidate.id, Job.state == JobState.QUEUED, Job.attempt == candidate.attempt)
+    if document is None:
+        return _change(session, same, state=JobState.CANCELLED, finished_at=db_now())
+    job = _change(session, same, **_claimed(owner, lease_seconds))
+    if job is not None and job.kind == JobKind.TRAIN:
+        documents.advance(session, job, DocumentStatus.TRAINING)
+    return job
 
 
 def _claimed(owner: str, lease_seconds: float) -> dict[str, Any]:

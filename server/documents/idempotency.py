@@ -82,11 +82,14 @@ def forget_document(session: Session, tenant_id: str, document_id: str) -> None:
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.tenant_id == tenant_id, about))
 
 
-def sweep(session: Session, *, sole_owner: bool = False) -> None:
-    """Drop old answers; and every reservation, where no other process can have made one."""
+def sweep(session: Session) -> None:
+    """Drop old answers."""
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < db_now() - KEPT_SECONDS))
-    if sole_owner:
-        session.execute(delete(IdempotencyKey).where(IdempotencyKey.status.is_(None)))
+
+
+def free_all(session: Session) -> None:
+    """Free every reserved key: for a process that has just started and knows that no other one takes requests."""
+    session.execute(delete(IdempotencyKey).where(IdempotencyKey.status.is_(None)))
 
 
 def _forget_dead(session: Session, tenant_id: str, key: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
+from server import audit
 from server.db import documents, jobs
 from server.db.tables import DocumentStatus, JobKind, JobState
 from server.documents import idempotency, repository
@@ -128,6 +129,7 @@ def _insert(session: Session, new: NewDocument, reservation: Reservation | None,
     if created:
         owner = {"tenant_id": new.tenant_id, "document_id": new.document_id, "revision_id": new.revision_id}
         jobs.enqueue(session, **owner, kind=JobKind.INGEST, params={}, max_attempts=max_attempts)
+        audit.record(session, new.tenant_id, "upload", document_id=new.document_id, size=new.size)
     document_id = new.document_id if created else repository.same_content(session, new.tenant_id, new.sha256)
     if document_id is None:
         raise Conflict("a document with these bytes was deleted at this moment; send it again")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 from transformers.utils import logging as transformers_logging
 
@@ -74,7 +75,7 @@ def _convert_gguf(file: Path, directory: Path, progress: Progress) -> None:
             progress("tokenizer", 0, 1)
             tokenizer = AutoTokenizer.from_pretrained(file.parent, **place)
             progress("tokenizer", 1, 1)
-            model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.bfloat16, **place)
+            model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.bfloat16, **place, **_dense())
             progress("saving", 0, 1)
             vars(model.config).pop("quantization_config", None)
             vars(model).pop("hf_quantizer", None)
@@ -83,6 +84,12 @@ def _convert_gguf(file: Path, directory: Path, progress: Progress) -> None:
             progress("saving", 1, 1)
     except _CONVERSION_ERRORS as error:
         raise BaseModelUnusable("The base model's GGUF file cannot be converted: it is damaged or of an unknown kind.") from error
+
+
+def _dense() -> dict[str, Any]:
+    """Plain weights, where this transformers could also keep a GGUF file's weights packed."""
+    packing = getattr(transformers, "GgufConfig", None)
+    return {} if packing is None else {"quantization_config": packing(dequantize=True)}
 
 
 def _download(hub_id: str, directory: Path, progress: Progress) -> None:

@@ -21,7 +21,6 @@ from server.engine.adapter_pool import AdapterPool
 from server.engine.base_model import BaseModel
 from server.engine.host_cache import HostCache
 from server.engine.kv_cache import KvCache
-from server.engine.model_check import context_limit
 from server.engine.options import EngineOptions
 from server.engine.prompt import plain_ids
 from server.engine.request import EngineRequest
@@ -36,19 +35,21 @@ logger = logging.getLogger(__name__)
 
 
 class BatchEngine:
-    def __init__(self, base: BaseModel, options: EngineOptions, read: Read = read_artefact, wake: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, base: BaseModel, options: EngineOptions, read: Read = read_artefact, wake: Callable[[], None] = lambda: None
+    ) -> None:
         """Holds the model until `close`. Raises ValueError for a model that the engine cannot serve."""
         self.base = base
         self.options = options
-        self.limit = min(context_limit(base), options.kv_tokens)
-        self._vocabulary = base.model.get_input_embeddings().num_embeddings
+        self.limit = min(base.context_limit, options.kv_tokens)
+        self._vocabulary = int(base.model.config.get_text_config().vocab_size)
         self.runner = Runner(base, options)
         self.adapters = AdapterPool(self.runner.modules, self.runner.extractors)
         self.host = HostCache(loader(base, self.runner.layers, options.max_rank, read), options.host_bytes)
         self.scheduler = Scheduler(options, self.adapters, KvCache(options.kv_tokens))
         self._counts = {"steps": 0.0, "step_seconds": 0.0, "prompt_tokens": 0.0, "generated_tokens": 0.0, "ended": 0.0, "failed": 0.0}
         self._wake = wake
-        self._threads = torch.get_num_threads()
+        self._threads: int | None = None
 
     def generation(self, request: EngineRequest, emit: Emit) -> Generation:
         """A checked request, not yet in the queue. Raises ContextLimit or InvalidInput."""
@@ -155,7 +156,7 @@ class BatchEngine:
         self._counts["steps"] += 1
         self._counts["step_seconds"] += time.perf_counter() - started
         self._counts["prompt_tokens"] += sum(work.end - work.start for work in works if work.start < len(work.sequence.request.prompt))
-        return list(zip(works, logits.split([work.logits for work in works]), strict=True))
+        return list(zip(works, torch.split(logits, [work.logits for work in works]), strict=True))
 
     def _advance(self, computed: Sequence[tuple[Work, Tensor]]) -> None:
         """Draw the next tokens and hand logits to those that score."""

@@ -12,7 +12,7 @@ from server.errors import DeviceUnavailable
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-_PROBE = (256, 576, 1536)
+_PROBE = (64, 576, 1536)
 _ROUNDS = 3
 _CLEARLY = 0.9
 """bfloat16 must take less than this share of float32's time, so that noise does not decide."""

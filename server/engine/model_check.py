@@ -1,13 +1,12 @@
 """What packed sequences cannot do for a model, found before the first answer: refuse rather than answer wrongly.
 
-That is chunked or linear attention, layers that bypass the attention interface or hide their window from it, and RoPE whose factors
-depend on the longest sequence of a batch.
+That is chunked or linear attention, and layers that bypass the attention interface or hide their window from it. RoPE whose factors
+depend on the longest sequence of a batch is bounded by the base model's `context_limit`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,17 +19,9 @@ from server.engine.kv_cache import KvCache
 PROBE = 8
 """Tokens of the probe sequence."""
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
-_LENGTH_DEPENDENT = {"longrope", "dynamic"}
 
 Forward = Callable[[PackedStep, list[int], list[int], list[int]], Tensor]
 """Step, ids, positions and wanted rows to logits."""
-
-
-def context_limit(base: BaseModel) -> int:
-    """Positions a sequence may have: the original context where RoPE depends on the longest sequence of a batch."""
-    config = base.model.config.get_text_config()
-    originals = [_original_context(config, rope) for rope in _ropes(config) if rope.get("rope_type") in _LENGTH_DEPENDENT]
-    return min([base.context_limit, *originals])
 
 
 @torch.no_grad()
@@ -71,14 +62,3 @@ def _span(cache: KvCache, tokens: int, offset: int) -> Span:
     held = cache.take(tokens)
     assert held is not None
     return Span(held=held, start=0, tokens=tokens, offset=offset)
-
-
-def _ropes(config: PretrainedConfig) -> Iterator[dict[str, Any]]:
-    """The RoPE parameters: one set, or one per layer type."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    yield from [parameters] if "rope_type" in parameters else [rope for rope in parameters.values() if isinstance(rope, dict)]
-
-
-def _original_context(config: PretrainedConfig, rope: dict[str, Any]) -> int:
-    own = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-    return int(own or config.max_position_embeddings)

@@ -7,9 +7,11 @@ a request waits for the running ones and never for a later one. Knows nothing of
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from server.engine.adapter_pool import AdapterPool
+from server.engine.host_cache import HostAdapter
 from server.engine.kv_cache import KvCache
 from server.engine.options import EngineOptions
 from server.engine.sequence import Live, Status
@@ -85,7 +87,7 @@ class Scheduler:
             return False
         outfit = None
         try:
-            outfit = self._adapters.wear(*(load and load.result() for load in (sequence.module, sequence.extractor)))
+            outfit = self._adapters.wear(_arrived(sequence.module), _arrived(sequence.extractor))
         finally:
             if outfit is None:
                 self.cache.release(held, 0)
@@ -93,3 +95,7 @@ class Scheduler:
             return False
         sequence.held, sequence.outfit = held, outfit
         return True
+
+
+def _arrived(load: Future[HostAdapter] | None) -> HostAdapter | None:
+    return None if load is None else load.result()

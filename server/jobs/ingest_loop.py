@@ -106,27 +106,33 @@ class IngestLoop:
 
     async def _serve(self, job: Job) -> None:
         try:
-            await self._watched(job, self._ingest(job))
-        except asyncio.CancelledError:
-            released = await self._end(job, jobs.release)
-            if released is not None and released.state == JobState.CANCELLED:
-                await self._undo(job)
-            raise
+            await self._attempt(job)
         except JobLost:
             await self._after_loss(job)
+
+    async def _attempt(self, job: Job) -> None:
+        """One job to its end, whatever happens; only when the database fails it is left to its lease. Raises JobLost."""
+        try:
+            training = await self._watched(job, self._ingest(job))
+        except asyncio.CancelledError:
+            await self._hand_back(job)
+            raise
         except (IngestStopped, DocumentNotFound):
             await self._undo(job)
-            await self._end(job, jobs.cancelled)
-        except SQLAlchemyError:
-            logger.exception("job %s: the database failed; its lease will run out", job.id)
+            await self._write(jobs.cancelled, job.id, job.attempt)
         except IndexUnavailable as error:
-            await self._end(job, partial(jobs.retry, code=error.code, message=error.detail))
+            await self._write(jobs.retry, job.id, job.attempt, code=error.code, message=error.detail)
+        except (JobLost, SQLAlchemyError):
+            raise
         except Exception as error:
             code, message = _failure(job, error)
             await self._undo(job)
-            await self._end(job, partial(jobs.fail, code=code, message=message))
+            await self._write(jobs.fail, job.id, job.attempt, code=code, message=message)
+        else:
+            if training:
+                await asyncio.to_thread(self._ring)
 
-    async def _watched(self, job: Job, work: Coroutine[Any, Any, None]) -> None:
+    async def _watched(self, job: Job, work: Coroutine[Any, Any, bool]) -> bool:
         """Do the work while extending the lease; a cancelled job or a lost lease ends the work."""
         task = asyncio.create_task(work)
         try:
@@ -137,9 +143,10 @@ class IngestLoop:
             if not task.done():
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        await task
+        return await task
 
-    async def _ingest(self, job: Job) -> None:
+    async def _ingest(self, job: Job) -> bool:
+        """Whether there is a training to ring for."""
         upload = await self._read(ingest_records.upload_of, job)
         try:
             ingested = await self._ingestor.ingest(self._source(job, upload), partial(self._report, job))
@@ -147,12 +154,21 @@ class IngestLoop:
             await asyncio.sleep(min(2.0**job.attempt, LONGEST_PAUSE_SECONDS))
             raise
         await asyncio.to_thread(self._blobs.write_text, upload.text_blob, ingested.parsed.text)
-        if await self._write(ingest_records.finish, job, ingested, self._max_attempts):
-            await asyncio.to_thread(self._ring)
+        return await self._write(ingest_records.finish, job, ingested, self._max_attempts)
 
     async def _report(self, job: Job, stage: Stage, done: int, total: int) -> None:
         unit = _UNITS.get(stage, "documents")
         await self._write(ingest_records.report, job, stage=stage, done=done, total=total, unit=unit)
+
+    async def _hand_back(self, job: Job) -> None:
+        """The server shuts down: another may go on at once. A job that was to be cancelled anyway ends here."""
+        try:
+            released = await self._write(jobs.release, job.id, job.attempt)
+        except JobLost:
+            await self._after_loss(job)
+        else:
+            if released.state == JobState.CANCELLED and not await self._read(ingest_records.lives, job):
+                await self._undo(job)
 
     async def _after_loss(self, job: Job) -> None:
         """The job goes on elsewhere; but for a deleted document nobody else may come to remove what this attempt wrote last."""
@@ -161,8 +177,8 @@ class IngestLoop:
             await self._undo(job)
 
     async def _undo(self, job: Job) -> None:
-        """Remove what the job wrote: its vectors, passages and text; of a deleted document whatever is left."""
-        remains = await self._write(ingest_records.withdraw, job)
+        """Remove what the job wrote: its vectors, passages and text; of a deleted document whatever is left. Raises JobLost."""
+        remains = await self._write(ingest_records.withdraw, job, self._lease_seconds)
         try:
             await asyncio.to_thread(self._remove_files, remains)
             await self._ingestor.forget(job.tenant_id, job.document_id, job.revision_id)
@@ -173,14 +189,6 @@ class IngestLoop:
         self._blobs.delete(remains.upload.text_blob)
         if not remains.lives:
             self._blobs.delete_prefix(remains.upload.blob.rpartition("/")[0])
-
-    async def _end(self, job: Job, step: Callable[[Session, str, int], Job]) -> Job | None:
-        """The job as the step left it, None when it was not ours to end."""
-        try:
-            return await self._write(step, job.id, job.attempt)
-        except JobLost:
-            logger.info("job %s belongs to another attempt", job.id)
-            return None
 
     def _source(self, job: Job, upload: Upload) -> Source:
         owner = {"tenant_id": job.tenant_id, "document_id": job.document_id, "revision_id": job.revision_id}

@@ -65,11 +65,18 @@ def finish(session: Session, job: Job, ingested: Ingested, max_attempts: int) ->
     return _advance(session, job, document, max_attempts)
 
 
-def withdraw(session: Session, job: Job) -> Remains:
-    """Drop the passages of a revision that is not to be."""
+def withdraw(session: Session, job: Job, lease_seconds: float) -> Remains:
+    """Drop the passages of a revision that is not to be.
+
+    From a live document only the attempt that holds the job may take anything, lest a straggler undoes what its successor published; it
+    gets `lease_seconds` to remove the rest. Raises JobLost.
+    """
+    live = lives(session, job)
+    if live:
+        jobs.heartbeat(session, job.id, job.attempt, lease_seconds)
     passages.delete_revision(session, job.tenant_id, job.revision_id)
     blob = passages.revision(session, job.tenant_id, job.revision_id).blob
-    return Remains(upload=Upload(blob=blob, filename=None), lives=lives(session, job))
+    return Remains(upload=Upload(blob=blob, filename=None), lives=live)
 
 
 def lives(session: Session, job: Job) -> bool:

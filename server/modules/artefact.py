@@ -106,12 +106,7 @@ def read_artefact(ref: ArtefactRef, base_fingerprint: str, shapes: Shapes, max_r
         return _read(ref, base_fingerprint, shapes, max_rank)
     except ValueError as error:
         detail = "The files of this module are damaged. Train the document again."
-        raise ModuleCorrupt(detail, reason=str(error)) from error
-
-
-def manifest_sha256(directory: Path) -> str:
-    """The hash of the manifest lying in `directory`: of the kept one, where a digest was published before. ValueError if it is missing."""
-    return hashlib.sha256(read_regular(directory / MANIFEST, _JSON_BYTES)).hexdigest()
+        raise ModuleCorrupt(detail, reason=str(error), digest=ref.digest) from error
 
 
 def _read(ref: ArtefactRef, base_fingerprint: str, shapes: Shapes, max_rank: int) -> Artefact:

@@ -46,8 +46,8 @@ class ModuleStore:
     def publish(self, staged: Path, tenant: str, document: str, digest: str) -> Path:
         """Move a staged artefact to its place, all or nothing, on the disk when this returns.
 
-        An artefact already there under this digest is kept, with its own manifest, and the staged one dropped: record what
-        `manifest_sha256` says of the returned directory. FileNotFoundError if the document was deleted meanwhile, with what was staged.
+        An artefact already there under this digest is kept, with its own manifest, and the staged one dropped: a row must describe
+        what lies in the returned directory. FileNotFoundError if the document was deleted meanwhile, with what was staged.
         """
         target = self.path(tenant, document, digest)
         make_durably(target.parent)

@@ -108,6 +108,8 @@ class VectorIndex:
             self._check_dimension()
             if self._path is None:
                 self._index_payload()
+            else:
+                self._on_file(self._path, "PRAGMA journal_mode=WAL")
         except BaseException:
             self._client.close()
             self._client = None
@@ -188,12 +190,16 @@ class VectorIndex:
             return
         self._open_client.delete(self._collection, models.FilterSelector(filter=within), wait=True)
         if self._path is not None:
-            self._shred(self._path)
+            self._on_file(self._path, "VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def _shred(self, path: Path) -> None:
-        """SQLite only marks deleted rows as free; rewriting the file leaves nothing of them in it."""
+    def _on_file(self, path: Path, *statements: str) -> None:
+        """Local Qdrant keeps a collection in SQLite and commits every point by itself: a write-ahead log makes that bearable.
+
+        SQLite only marks deleted rows as free: rewriting the file and emptying the log leaves nothing of them on the disk.
+        """
         with closing(sqlite3.connect(path / "collection" / self._collection / "storage.sqlite")) as storage:
-            storage.execute("VACUUM")
+            for statement in statements:
+                storage.execute(statement)
 
     def _check_lengths(self, vectors: Iterable[Sequence[float]]) -> None:
         if any(len(vector) != self._dimension for vector in vectors):

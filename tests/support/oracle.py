@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from torch import Tensor
-from transformers import DynamicCache
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
 
 from server.engine.base_model import BaseModel
 from server.engine.prompt import Prompt
@@ -48,8 +48,8 @@ class Oracle:
     def follow(self, prompt: Prompt, tokens: Sequence[int], module: Artefact | None = None, extractor: Artefact | None = None) -> Tensor:
         """Logits `[len(tokens), vocabulary]` that each of the given tokens would be chosen from."""
         with self._wearing(module, extractor) as worn:
-            first = worn.prefill(prompt)
-            return torch.cat((first[None], *[worn.feed([token]) for token in tokens[:-1]]))
+            first = worn.prefill(prompt)[None]
+            return torch.cat((first, worn.feed(tokens[:-1]))) if len(tokens) > 1 else first
 
     @contextmanager
     def _wearing(self, module: Artefact | None, extractor: Artefact | None) -> Iterator[_Worn]:
@@ -65,7 +65,7 @@ class Oracle:
 class _Worn:
     """A model with its adapters and the cache of one sequence."""
 
-    def __init__(self, base: BaseModel, model: torch.nn.Module, adapters: dict[str, Artefact]) -> None:
+    def __init__(self, base: BaseModel, model: PreTrainedModel | PeftModel, adapters: dict[str, Artefact]) -> None:
         self._base = base
         self._model = model
         self._adapters = adapters
@@ -95,13 +95,13 @@ class _Worn:
                     layer.set_adapter(names)
 
 
-def _peft(model: torch.nn.Module, adapters: dict[str, Artefact]) -> PeftModel:
+def _peft(model: PreTrainedModel, adapters: dict[str, Artefact]) -> PeftModel:
     peft: PeftModel | None = None
     for name, artefact in adapters.items():
         manifest = artefact.manifest
         config = LoraConfig(r=manifest.rank, lora_alpha=manifest.alpha, target_modules=list(artefact.a), lora_dropout=0.0)  # type: ignore[arg-type]
         if peft is None:
-            peft = get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+            peft = get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=False)
         else:
             peft.add_adapter(name, config, autocast_adapter_dtype=False)
     assert peft is not None
@@ -112,12 +112,13 @@ def _weigh(peft: PeftModel, adapters: dict[str, Artefact]) -> None:
     """Put the tensors in, and make each layer's scaling the composition's weight times alpha / r."""
     extractor = adapters.get("ke")
     for path, layer in peft.named_modules():
-        if not isinstance(layer, LoraLayer):
+        if not isinstance(layer, LoraLayer) or not isinstance(layer, nn.Module):
             continue
         name = path.removeprefix("base_model.model.")
         w_km, w_ke = extractor.composition.weights(name) if extractor and extractor.composition else (1.0, 1.0)
         for adapter, weight in (("km", w_km), ("ke", w_ke)):
             if adapter in adapters and name in adapters[adapter].a:
-                layer.lora_A[adapter].weight.data.copy_(adapters[adapter].a[name])
-                layer.lora_B[adapter].weight.data.copy_(adapters[adapter].b[name])
+                parameters = dict(layer.named_parameters())
+                parameters[f"lora_A.{adapter}.weight"].data.copy_(adapters[adapter].a[name])
+                parameters[f"lora_B.{adapter}.weight"].data.copy_(adapters[adapter].b[name])
                 layer.scaling[adapter] = weight * adapters[adapter].scaling

@@ -43,10 +43,17 @@ def document(document_id: str = "doc_1", status: str = "ready", row_version: int
     return {"id": document_id, "title": "Policy", "status": status, "row_version": row_version, "added_later": True, **fields}
 
 
+USED: dict[str, Any] = {"mode": "closed_book", "base": "smollm2", "km": {"document_id": "doc_1", "version": 1, "digest": "ab"}}
+
+
+def citation(quote: str = "31 days of leave", **fields: Any) -> dict[str, Any]:
+    place = {"passage_id": "p1", "document_id": "doc_1", "revision": "rev_1", "filename": "policy.md", "page": None}
+    return {**place, "char_start": 0, "char_end": len(quote), "quote": quote, "score": 0.7, **fields}
+
+
 def answer(text: str = "31 days", **fields: Any) -> dict[str, Any]:
-    used = {"mode": "closed_book", "base": "smollm2", "module": {"version": 1, "digest": "ab"}}
     usage = {"prompt_tokens": 9, "completion_tokens": 3}
-    return {"answer": text, "citations": [], "used": used, "usage": usage, "request_id": "req_1", **fields}
+    return {"answer": text, "citations": [], "used": USED, "usage": usage, "request_id": "req_1", **fields}
 
 
 class Cut(httpx2.SyncByteStream, httpx2.AsyncByteStream):

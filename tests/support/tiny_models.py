@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -24,7 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from server.engine.base_model import BaseModel, adapted_layers
+from server.engine.base_model import BaseModel, adapted_layers, context_limit
 from server.engine.prompt import Prompt
 from server.engine.request import ArtefactRef, EngineRequest, Sampling, Scope
 from server.errors import ModuleCorrupt
@@ -61,7 +62,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")  # type: ignore[no-untyped-call]
 
 
 def tiny_llama() -> PreTrainedModel:
@@ -96,8 +97,10 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 
 def tiny_base(family: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0) -> BaseModel:
     torch.manual_seed(seed)
-    model = FAMILIES[family]().to(dtype).eval().requires_grad_(False)
-    return base_of(model)
+    model = FAMILIES[family]()
+    nn.Module.to(model, dtype=dtype)
+    model.eval()  # type: ignore[no-untyped-call]
+    return base_of(model.requires_grad_(False))
 
 
 def base_of(model: PreTrainedModel) -> BaseModel:
@@ -109,7 +112,7 @@ def base_of(model: PreTrainedModel) -> BaseModel:
         device=torch.device("cpu"),
         dtype=model.dtype,
         eos_ids=frozenset({EOS}),
-        context_limit=CONTEXT,
+        context_limit=context_limit(model.config),
     )
 
 

@@ -22,7 +22,7 @@ def windows(text: str, size: int, count_tokens: Callable[[str], int]) -> list[st
 
 
 def chunks(text: str, size: int, overlap: float, count_tokens: Callable[[str], int]) -> list[str]:
-    """Consecutive sentences packed up to `size` tokens; each chunk begins with the last sentences of the one before, about `overlap` of it."""
+    """Consecutive sentences packed up to `size` tokens; a chunk begins with the last of the one before, `overlap` of it."""
     pieces = [piece for sentence in sentences(text) for piece in _cut(sentence, size, count_tokens)]
     lengths = [count_tokens(piece) + 1 for piece in pieces]
     result: list[str] = []

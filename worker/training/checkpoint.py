@@ -43,9 +43,7 @@ def save_checkpoint(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(
-    directory: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
-) -> Checkpoint | None:
+def load_checkpoint(directory: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> Checkpoint | None:
     """Put a saved checkpoint back into parameters and optimiser; None if there is none."""
     if not (directory / "state.json").exists():
         directory = directory.with_name(directory.name + ".old")

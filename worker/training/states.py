@@ -17,7 +17,7 @@ def head_of(model: PreTrainedModel) -> nn.Linear:
     """The output head. Raises ValueError for models that bend the logits after it: states alone do not rebuild those."""
     if getattr(model.config, "final_logit_softcapping", None):
         raise ValueError("models with final logit soft-capping cannot be distilled from states")
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if not isinstance(head, nn.Linear):
         raise ValueError("the model has no linear output head")
     return head

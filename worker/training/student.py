@@ -31,12 +31,12 @@ class Student:
             task_type="CAUSAL_LM",
         )
         self.base = model
-        self.peft: PeftModel = get_peft_model(model, config)  # type: ignore[assignment]
+        self.peft: PeftModel = get_peft_model(model, config)
         self.scaling = recipe.alpha / recipe.rank
 
     @property
     def body(self) -> nn.Module:
-        return self.base.base_model  # type: ignore[no-any-return]
+        return self.base.base_model
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable tensors by PEFT's name, sorted so that an order never depends on hashing."""
@@ -68,4 +68,4 @@ class Student:
         self.peft.train(mode)
 
     def unload(self) -> Any:
-        return self.peft.unload()  # type: ignore[operator]
+        return self.peft.unload()

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from kmserve_client.errors import DocumentFailed, UnexpectedResponse, WaitTimeout
+from kmserve_client.errors import DocumentFailed, Unavailable, UnexpectedResponse, WaitTimeout
 from kmserve_client.models import ApiKey
 
 from tests.support.client_caller import Caller
-from tests.support.scripted_api import ScriptedApi, answer, document, problem
+from tests.support.scripted_api import ScriptedApi, answer, citation, document, problem
 
 
 def test_a_request_carries_the_key_and_goes_where_the_url_says(caller: Caller) -> None:
@@ -99,21 +99,20 @@ def test_wait_runs_out_of_time(caller: Caller) -> None:
         caller.call(api, "wait", "doc_1", timeout=0)
 
 
-def test_ask_sends_only_what_was_given_and_sums_scores(caller: Caller) -> None:
-    scores = [{"text": "31 days", "logprobs": [-1.0, -0.5]}, {"text": "45 days", "logprobs": [-4.0, -2.0]}]
+def test_ask_sends_only_what_was_given(caller: Caller) -> None:
+    scores = [{"text": "31 days", "logprobs": [-1.0, -0.5], "total": -1.5}, {"text": "45 days", "logprobs": [-4.0, -2.0], "total": -6.0}]
     api = ScriptedApi(httpx2.Response(200, json=answer(scores=scores)))
     got = caller.call(api, "ask", "How long?", document_id="doc_1", mode="closed_book", score=["31 days", "45 days"])
     assert api.bodies == [
         {"question": "How long?", "document_id": "doc_1", "mode": "closed_book", "score": ["31 days", "45 days"]},
     ]
     assert [(score.total, score.mean) for score in got.scores] == [(-1.5, -0.75), (-6.0, -3.0)]
-    assert got.used.module.version == 1
+    assert got.used.km.version == 1
 
 
 def test_search(caller: Caller) -> None:
-    hit = {"document_id": "doc_1", "revision_id": "rev_1", "quote": "31 days", "char_start": 3, "char_end": 10, "score": 0.7}
-    api = ScriptedApi(httpx2.Response(200, json={"hits": [hit]}))
-    assert caller.call(api, "search", "leave", top_k=1)[0].quote == "31 days"
+    api = ScriptedApi(httpx2.Response(200, json={"hits": [citation()]}))
+    assert caller.call(api, "search", "leave", top_k=1)[0].quote == "31 days of leave"
     assert api.bodies == [{"query": "leave", "top_k": 1}]
 
 
@@ -125,8 +124,10 @@ def test_cancel_and_retry(caller: Caller, operation: str) -> None:
 
 
 def test_delete_gives_the_receipt(caller: Caller) -> None:
-    api = ScriptedApi(httpx2.Response(200, json={"document_id": "doc_1", "passages": 3}))
-    assert caller.call(api, "delete", "doc_1").document_id == "doc_1"
+    removed = {"passages": 3, "revisions": 1, "modules": ["ab"], "jobs": 2}
+    receipt = {"document_id": "doc_1", "deleted_at": 5.0, "complete": True, "removed": removed}
+    got = caller.call(ScriptedApi(httpx2.Response(200, json=receipt)), "delete", "doc_1")
+    assert (got.document_id, got.complete, got.removed.passages) == ("doc_1", True, 3)
 
 
 def test_job(caller: Caller) -> None:
@@ -145,10 +146,12 @@ def test_api_keys_are_made_listed_and_deleted(caller: Caller) -> None:
     assert caller.call(ScriptedApi(httpx2.Response(204)), "delete_api_key", "key_1") is None
 
 
-def test_ready_is_an_answer_and_never_an_error(caller: Caller) -> None:
+def test_ready_tells_starting_from_broken(caller: Caller) -> None:
     assert caller.call(ScriptedApi(httpx2.Response(200, json={})), "ready") is True
-    assert caller.call(ScriptedApi(problem(503, "unavailable")), "ready") is False
+    assert caller.call(ScriptedApi(problem(503, "starting", stage="weights")), "ready") is False
     assert caller.call(ScriptedApi(httpx2.ConnectError("refused")), "ready") is False
+    with pytest.raises(Unavailable):
+        caller.call(ScriptedApi(problem(503, "base_model_not_found")), "ready")
 
 
 @pytest.mark.parametrize("strange", ["<html>", '{"id": 3}'])

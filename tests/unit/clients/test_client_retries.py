@@ -29,7 +29,7 @@ def test_what_can_mend_is_tried_again(caller: Caller, trouble: Answer) -> None:
     assert len(api.requests) == 3
 
 
-@pytest.mark.parametrize("code", ["module_corrupt", "module_wrong_base", "index_mismatch"])
+@pytest.mark.parametrize("code", ["module_corrupt", "module_wrong_base", "index_mismatch", "base_model_unusable"])
 def test_what_waits_for_a_person_is_not(caller: Caller, code: str) -> None:
     api = ScriptedApi(problem(503, code))
     with pytest.raises(errors.Unavailable):

@@ -8,12 +8,22 @@ from kmserve_client import errors
 from kmserve_client.models import Answer, Citation, Delta, Started
 
 from tests.support.client_caller import Caller
-from tests.support.scripted_api import Cut, ScriptedApi, answer, document, event_bytes, event_stream, problem, stream_response
+from tests.support.scripted_api import (
+    USED,
+    Cut,
+    ScriptedApi,
+    answer,
+    citation,
+    document,
+    event_bytes,
+    event_stream,
+    problem,
+    stream_response,
+)
 
-CITATION = {"document_id": "doc_1", "revision_id": "rev_1", "quote": "31 days", "char_start": 0, "char_end": 7, "score": 0.9}
 WHOLE = [
-    ("answer.started", {"request_id": "req_1"}),
-    ("citation", CITATION),
+    ("answer.started", {"request_id": "req_1", "used": USED}),
+    ("citation", citation()),
     ("answer.delta", {"text": "31 "}),
     ("answer.something_new", {}),
     ("answer.delta", {"text": "days"}),
@@ -85,3 +95,9 @@ def test_events_give_up_when_nothing_comes_any_more(caller: Caller) -> None:
 def test_events_of_an_absent_document(caller: Caller) -> None:
     with pytest.raises(errors.NotFound):
         caller.collect(ScriptedApi(problem(404, "document_not_found")), "events", "doc_x")
+
+
+def test_events_of_a_document_that_is_deleted_meanwhile(caller: Caller) -> None:
+    api = ScriptedApi(event_stream(("document", document(status="training")), ("deleted", {"document_id": "doc_1"})))
+    with pytest.raises(errors.NotFound, match="deleted"):
+        caller.collect(api, "events", "doc_1")

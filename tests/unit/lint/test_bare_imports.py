@@ -37,7 +37,7 @@ def closure(*names):
 
 installed = closure(*bare)
 installed |= {"setuptools"} if "setuptools" in installed else set()
-third_party = {
+third_party = {  # huggingface_hub and tokenizers come with transformers
     name for name, owners in metadata.packages_distributions().items()
     if any(re.sub("[-_.]+", "-", owner).lower() in installed for owner in owners)
 }
@@ -53,7 +53,7 @@ class OnlyThese:
         if top in our_parents:
             known = name in our_parents or any(name == own or name.startswith(own + ".") for own in ours)
         else:
-            known = top in third_party or top in sys.stdlib_module_names
+            known = top in third_party | sys.stdlib_module_names or top.startswith("_sysconfigdata")
         return PathFinder.find_spec(name, path, target) if known else None
 
 sys.path.insert(0, str(root))

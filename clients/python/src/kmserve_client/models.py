@@ -40,8 +40,12 @@ class Job(Value):
 
 
 class Module(Value):
+    """`gate` is what was measured before the module was published."""
+
     version: int
     digest: str
+    state: str = "published"
+    gate: dict[str, Any] = Field(default_factory=dict)
 
 
 UNDER_WAY = frozenset({"queued", "running"})
@@ -49,7 +53,8 @@ RETRIEVABLE = frozenset({"retrieval_ready", "training", "ready"})
 
 
 class Document(Value):
-    """`module` is the active knowledge module, `job` the newest job, `row_version` what its ETag is made of."""
+    """`module` is the active knowledge module, `job` the newest job, `row_version` what its ETag is made of. `eta_seconds` comes with an
+    upload: about how long until the document is settled."""
 
     id: str
     title: str
@@ -61,6 +66,7 @@ class Document(Value):
     module: Module | None = None
     job: Job | None = None
     row_version: int = 0
+    eta_seconds: float | None = None
 
     @property
     def settled(self) -> bool:
@@ -71,34 +77,54 @@ class Document(Value):
         return self.status == "ready" if goal == "ready" else self.status in RETRIEVABLE
 
 
-class Deletion(Value):
-    """The receipt of a deletion."""
+class Removed(Value):
+    """What a deletion removed: numbers of passages, revisions and jobs, and the digests of modules."""
+
+    passages: int
+    revisions: int
+    modules: list[str]
+    jobs: int
+
+
+class Receipt(Value):
+    """Proof of a deletion. `complete` is false while the server still has to remove a part, which it does by itself."""
 
     document_id: str
+    deleted_at: float
+    complete: bool
+    removed: Removed
 
 
 class Citation(Value):
-    """A passage behind an answer, or found by a search; the character span is in the document's parsed text."""
+    """A passage behind an answer, or found by a search; the span is in the parsed text of `revision`, `page` counts from 1."""
 
+    passage_id: str
     document_id: str
-    revision_id: str
-    quote: str
-    filename: str | None = None
-    page: int | None = None
+    revision: str
+    filename: str | None
+    page: int | None
     char_start: int
     char_end: int
+    quote: str
     score: float
 
 
+class KnowledgeModule(Value):
+    document_id: str
+    version: int
+    digest: str
+
+
 class Used(Value):
-    """What an answer was made with: the mode that `auto` became, the base model, the module, the passages."""
+    """What answered: the mode (never `auto`), the base model, module, extractor and composition, and ids of passages."""
 
     mode: Mode
     base: str
-    module: Module | None = None
-    extractor: str | None = None
+    km: KnowledgeModule | None
+    ke: str | None = None
+    composition: str | None = None
     passages: list[str] = Field(default_factory=list)
-    dropped: list[str] = Field(default_factory=list)
+    dropped_passages: list[str] = Field(default_factory=list)
 
 
 class Usage(Value):
@@ -111,10 +137,7 @@ class Score(Value):
 
     text: str
     logprobs: list[float]
-
-    @property
-    def total(self) -> float:
-        return sum(self.logprobs)
+    total: float
 
     @property
     def mean(self) -> float:
@@ -122,11 +145,14 @@ class Score(Value):
 
 
 class Answer(Value):
+    """`finish_reason` is `length` where `max_tokens` cut the answer off."""
+
     answer: str
-    citations: list[Citation] = Field(default_factory=list)
+    citations: list[Citation]
     used: Used
     usage: Usage
-    scores: list[Score] = Field(default_factory=list)
+    scores: list[Score] | None = None
+    finish_reason: str | None = None
     request_id: str
 
 
@@ -134,6 +160,7 @@ class Started(Value):
     """First event of a streamed answer."""
 
     request_id: str
+    used: Used
 
 
 class Delta(Value):

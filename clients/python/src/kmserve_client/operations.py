@@ -16,9 +16,9 @@ from typing import Any, Literal, TypedDict, TypeVar, Unpack
 from pydantic import ValidationError
 
 from kmserve_client.effects import Call, Emit, File, Flow, Reply, StreamFlow
-from kmserve_client.errors import DocumentFailed, KmserveClientError, UnexpectedResponse, WaitTimeout
-from kmserve_client.models import Answer, ApiKey, Citation, Deletion, Document, Job, Mode, NewApiKey, Value
-from kmserve_client.retries import send
+from kmserve_client.errors import ApiError, ConnectionFailed, DocumentFailed, UnexpectedResponse, WaitTimeout
+from kmserve_client.models import Answer, ApiKey, Citation, Document, Job, Mode, NewApiKey, Receipt, Value
+from kmserve_client.retries import send, worth_repeating
 
 V = TypeVar("V", bound=Value)
 LONG_POLL_SECONDS = 20.0
@@ -95,9 +95,9 @@ def retry(document_id: str) -> Flow[Document]:
     return (yield from one(Document, Call(method="POST", path=f"{_document(document_id)}/retry")))
 
 
-def delete(document_id: str) -> Flow[Deletion]:
+def delete(document_id: str) -> Flow[Receipt]:
     """Delete the document, its text, passages and weights, in whatever state it is."""
-    return (yield from one(Deletion, Call(method="DELETE", path=_document(document_id), repeatable=True)))
+    return (yield from one(Receipt, Call(method="DELETE", path=_document(document_id), repeatable=True)))
 
 
 def job(job_id: str) -> Flow[Job]:
@@ -149,10 +149,12 @@ def delete_api_key(key_id: str) -> Flow[None]:
 
 
 def ready() -> Flow[bool]:
-    """Whether the server answers and says that it is ready. Never raises: a server that is still starting refuses connections."""
+    """Whether the server answers and can serve. False for one that is still starting; raises ApiError where waiting will not help."""
     try:
         yield from send(Call(method="GET", path="/health/ready", timeout=5.0))
-    except KmserveClientError:
+    except (ApiError, ConnectionFailed) as error:
+        if not worth_repeating(error):
+            raise
         return False
     return True
 

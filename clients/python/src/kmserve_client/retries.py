@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from kmserve_client.effects import Call, Effect, Flow, Open, Pause, Reply
 from kmserve_client.errors import ApiError, ConnectionFailed, api_error
 
-WILL_NOT_MEND = frozenset({"module_corrupt", "module_wrong_base", "index_mismatch"})
-"""503s that stay until somebody acts."""
+PASSING = frozenset({"starting", "engine_stopped", "database_unavailable", "index_unavailable", "unavailable", "http_503"})
+"""503s that pass by themselves; the others (`module_corrupt`, ...) stay until somebody acts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def worth_repeating(error: ApiError | ConnectionFailed) -> bool:
     if isinstance(error, ConnectionFailed) or error.status == 429:
         return True
     if error.status == 503:
-        return error.code not in WILL_NOT_MEND
+        return error.code in PASSING
     return error.code == "idempotency_in_flight"
 
 

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 from httpx2 import ServerSentEvent
 
 from kmserve_client.effects import Call, Emit, Flow, NextEvent, Pause, StreamFlow
-from kmserve_client.errors import ConnectionFailed, UnexpectedResponse, problem_error
+from kmserve_client.errors import ConnectionFailed, NotFound, UnexpectedResponse, problem_error
 from kmserve_client.models import Answer, AnswerEvent, Citation, Delta, Document, Started
 from kmserve_client.operations import AskOptions, parse
 from kmserve_client.retries import open_stream
@@ -38,15 +38,18 @@ def ask_stream(question: str, **options: Unpack[AskOptions]) -> StreamFlow[Answe
     raise ConnectionFailed("the answer's stream ended before the answer did")
 
 
-def events(document_id: str, *, last_event_id: str | None = None) -> StreamFlow[Document]:
-    """The document at each change of its status or its job's progress, until it is settled. Reconnects where the stream was cut."""
-    attempt, last = 0, last_event_id
+def events(document_id: str) -> StreamFlow[Document]:
+    """The document at each change of its status or its job's progress, until it is settled. Reconnects where the stream was cut.
+    Raises NotFound when it is deleted meanwhile."""
+    attempt, last = 0, ""
     while True:
         headers = {"Last-Event-ID": last} if last else {}
         yield from open_stream(_event_stream("GET", f"/documents/{document_id}/events", headers=headers))
         try:
             while (event := (yield from _next())) is not None:
                 attempt, last = 0, event.id or last
+                if event.event == "deleted":
+                    raise NotFound(404, "document_not_found", f"{document_id} was deleted", {})
                 if event.event == "document":
                     document = parse(Document, _data(event))
                     yield Emit(document)

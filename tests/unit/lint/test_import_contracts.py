@@ -3,7 +3,7 @@ from __future__ import annotations
 from grimp import ImportGraph
 from importlinter.domain.contract import ContractCheck
 
-from scripts.allow_only import AllowOnlyContract
+from scripts.import_contracts import AllowOnlyContract, OnlyImportersContract
 
 
 def graph(*imports: tuple[str, str]) -> ImportGraph:
@@ -49,3 +49,11 @@ def test_a_name_that_only_begins_alike_is_not_allowed() -> None:
 def test_any_external_frees_packages_but_not_our_own() -> None:
     assert check(("server.engine", "sqlalchemy"), any_external="true").kept
     assert not check(("server.engine", "server.db"), any_external="true").kept
+
+
+def test_only_the_named_importers_may_use_a_package() -> None:
+    made = graph(("server.engine.runner", "worker"), ("server.errors", "worker"))
+    options = {"package": "worker", "importers": ["server.err*"]}
+    broken = OnlyImportersContract("worker", {}, options).check(made, verbose=False)
+    assert broken.metadata["violations"] == [("server.engine.runner", "worker")]
+    assert OnlyImportersContract("worker", {}, {**options, "importers": ["server.err*", "server.engine.*"]}).check(made, verbose=False).kept

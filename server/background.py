@@ -1,0 +1,57 @@
+"""What the API process does besides answering: takes jobs from dead workers, rings for forgotten ones, finishes deletions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import Final
+
+from server.db import jobs
+from server.documents import deletion, idempotency
+from server.parts import Parts
+from server.transactions import writing
+
+logger = logging.getLogger(__name__)
+
+_ABANDONED_SECONDS: Final = 24 * 3600.0
+
+
+async def keep_house(parts: Parts, *, sole_owner: bool) -> None:
+    """For ever: one round now and one every `reap_seconds`. `sole_owner`: no other process takes uploads, so that whatever is in flight
+    at the start belongs to a dead one."""
+    await _clear_interrupted(parts, sole_owner)
+    while True:
+        try:
+            await housework(parts)
+        except Exception:
+            # A database out of reach, or a defect of ours, must not end the house-keeping.
+            logger.exception("house-keeping goes on after an error")
+        await asyncio.sleep(parts.settings.reap_seconds)
+
+
+async def housework(parts: Parts) -> None:
+    """One round."""
+    reaped = await writing(parts.database, jobs.reap_once, ring_seconds=parts.settings.ring_seconds)
+    for job in reaped.jobs:
+        logger.warning("job %s: attempt %d was not heard of any more, the job is %s", job.id, job.attempt, job.state)
+    if reaped.ring:
+        parts.tasks.start(asyncio.to_thread(parts.ring))
+    parts.notify_ingest()
+    await writing(parts.database, idempotency.sweep)
+    await deletion.sweep(parts)
+
+
+async def _clear_interrupted(parts: Parts, sole_owner: bool) -> None:
+    """Uploads that a crash cut off: their Idempotency-Keys and their bytes."""
+    if sole_owner:
+        await writing(parts.database, idempotency.free_all)
+    older_than = 0.0 if sole_owner else _ABANDONED_SECONDS
+    await asyncio.to_thread(_clear, parts.blobs.temporary().parent, older_than)
+
+
+def _clear(folder: Path, older_than: float) -> None:
+    for file in folder.iterdir():
+        if time.time() - file.stat().st_mtime >= older_than:
+            file.unlink(missing_ok=True)

@@ -1,0 +1,65 @@
+"""The Makefile's own promises: what it says when something is missing, and which steps it takes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def interpreter(folder: Path, body: str) -> str:
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def make_venv(python: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(ROOT / "scripts/venv.sh"), python, str(folder / "venv")]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_missing_interpreter_is_named(tmp_path: Path) -> None:
+    done = make_venv("no-such-python", tmp_path)
+    assert done.returncode == 1
+    assert "found no 'no-such-python'" in done.stderr
+
+
+def test_an_old_interpreter_is_refused_with_its_version(tmp_path: Path) -> None:
+    python = interpreter(tmp_path, 'case "$1" in -V) echo "Python 3.10.1";; *) exit 1;; esac')
+    done = make_venv(python, tmp_path)
+    assert done.returncode == 1
+    assert "needs Python 3.11 or newer" in done.stderr
+    assert "Python 3.10.1" in done.stderr
+
+
+def test_a_missing_venv_module_prints_the_apt_line(tmp_path: Path) -> None:
+    python = interpreter(tmp_path, f'case "$*" in *ensurepip*) exit 1;; *) exec {sys.executable} "$@";; esac')
+    done = make_venv(python, tmp_path)
+    assert done.returncode == 1
+    assert "apt-get install -y python3-venv" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_phase_prints_its_time_and_keeps_the_exit_status() -> None:
+    done = subprocess.run([str(ROOT / "scripts/phase"), "a name", "sh", "-c", "exit 3"], capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stdout.splitlines()[0] == "==> a name"
+    assert done.stdout.splitlines()[1].startswith("<== a name: ")
+    assert done.stdout.splitlines()[1].endswith("(failed: 3)")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_an_installation_takes_three_steps_and_the_users_torch_index(tmp_path: Path) -> None:
+    command = ["make", "-n", "install", f"VENV={tmp_path}/venv", "TORCH_ARGS=--index-url https://wheels.example/cpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    installs = [line for line in done.stdout.splitlines() if "pip" in line and " install " in line]
+    assert len(installs) == 3
+    assert "install --index-url https://wheels.example/cpu torch==" in installs[0]
+    assert "--no-deps -r requirements.lock" in installs[1]
+    assert "--no-deps --no-build-isolation -e . -e clients/python" in installs[2]

@@ -1,0 +1,171 @@
+"""The train spine: load, synthesise, run the teacher, fit, write, gate. Knows nothing of rows: a spec in, an artefact or an error out."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from server.engine.base_model import BaseModel
+from server.engine.options import EngineOptions
+from server.engine.request import ArtefactRef, Scope
+from server.errors import GateNotPassed, NothingToLearn
+from server.modules.artefact import read_artefact, write_artefact
+from server.modules.manifest import ArtefactKind, Manifest
+from worker.synthesis.generator import EngineGenerator
+from worker.synthesis.synthesise import Synthesis, synthesise
+from worker.training.examples import Example, split_held_out, to_examples
+from worker.training.fit import FitResult, FitState, fit
+from worker.training.gate import Gate, Retrieve, measure
+from worker.training.recipe import Recipe, as_json
+from worker.training.student import Student
+from worker.training.teacher import TeacherCache, run_teacher
+
+logger = logging.getLogger(__name__)
+MIN_EXAMPLES = 4
+Report = Callable[[str, int, int, str], None]
+"""(stage, done, total, unit); may raise worker.training.fit.Stopped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSpec:
+    text: str
+    title: str
+    revision_sha256: str
+    recipe: Recipe
+    seed: int
+    directory: Path
+    """The job's: synthesis and teacher states are kept here for later attempts."""
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    artefact: ArtefactRef
+    gate: Gate
+
+
+def train(base: BaseModel, spec: TrainingSpec, options: EngineOptions, retrieve: Retrieve, report: Report) -> Trained:
+    """Raises NothingToLearn, GateNotPassed; what `report` raises passes through with everything resumable kept."""
+    synthesis = _synthesise(base, spec, options, report)
+    training, held_out = split_held_out(synthesis.pairs, spec.recipe.held_out)
+    if len(training) < MIN_EXAMPLES or not held_out:
+        raise NothingToLearn("The document gave too few usable training texts; it needs at least a few whole sentences.")
+    end = min(base.eos_ids)
+    train_examples, held_examples = to_examples(base.tokenizer, training, end), to_examples(base.tokenizer, held_out, end)
+    teacher = _teach(base, spec, [*held_examples, *train_examples], report)
+    student = Student(base.model, spec.recipe, spec.seed)
+    try:
+        result = _fit(base, student, train_examples, held_examples, teacher, spec, report)
+        report("gating", 0, 1, "gate")
+        ref = _write(base, spec, synthesis, result, len(train_examples), len(held_examples), gate={})
+        gate = _gate(base, student, ref, held_examples, held_out, teacher, spec, retrieve)
+        report("gating", 1, 1, "gate")
+    finally:
+        student.unload()
+    if not gate.passed:
+        raise GateNotPassed(
+            f"The module lowered the held-out loss by {gate.improvement:.0%}, less than the {gate.required:.0%} required; "
+            "answers stay on retrieval. Train again with the preset `paper`, or with more text."
+        )
+    ref = _write(base, spec, synthesis, result, len(train_examples), len(held_examples), gate=asdict(gate))
+    return Trained(artefact=ref, gate=gate)
+
+
+def _synthesise(base: BaseModel, spec: TrainingSpec, options: EngineOptions, report: Report) -> Synthesis:
+    return synthesise(
+        spec.text,
+        spec.title,
+        spec.recipe,
+        spec.seed,
+        EngineGenerator(base, options),
+        spec.directory / "synthesis.jsonl",
+        lambda text: len(base.tokenizer(text, add_special_tokens=False)["input_ids"]),
+        lambda done, total: report("synthesising", done, total, "texts"),
+    )
+
+
+def _teach(base: BaseModel, spec: TrainingSpec, examples: Sequence[Example], report: Report) -> TeacherCache:
+    cache = TeacherCache(spec.directory / "teacher")
+    run_teacher(base.model.base_model, examples, cache, base.device, lambda done, total: report("teaching", done, total, "examples"))
+    return cache
+
+
+def _fit(
+    base: BaseModel,
+    student: Student,
+    training: Sequence[Example],
+    held_out: Sequence[Example],
+    teacher: TeacherCache,
+    spec: TrainingSpec,
+    report: Report,
+) -> FitResult:
+    def on_step(state: FitState) -> None:
+        report("fitting", state.step, spec.recipe.max_steps, "steps")
+
+    return fit(
+        student,
+        training,
+        held_out,
+        teacher,
+        spec.recipe,
+        seed=spec.seed,
+        device=base.device,
+        checkpoints=spec.directory / "checkpoint",
+        on_step=on_step,
+    )
+
+
+def _gate(
+    base: BaseModel,
+    student: Student,
+    ref: ArtefactRef,
+    held_examples: Sequence[Example],
+    held_out: Sequence[Any],
+    teacher: TeacherCache,
+    spec: TrainingSpec,
+    retrieve: Retrieve,
+) -> Gate:
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in _original_shapes(student).items()}
+    artefact = read_artefact(ref, base.fingerprint, shapes, spec.recipe.rank)
+    return measure(student, artefact, held_examples, held_out, teacher, spec.recipe, retrieve, base.tokenizer, base.device)
+
+
+def _original_shapes(student: Student) -> dict[str, Any]:
+    """The adapted layers while PEFT's wrappers stand in their places."""
+    a, _ = student.factors()
+    return {name: student.base.get_submodule(name) for name in a}
+
+
+def _write(
+    base: BaseModel, spec: TrainingSpec, synthesis: Synthesis, result: FitResult, trained: int, held_out: int, gate: dict[str, Any]
+) -> ArtefactRef:
+    """Write the artefact anew. The tensors do not change between the write that is gated and the one that records the verdict, and the
+    digest, which covers the tensors alone, proves it."""
+    directory = spec.directory / f"attempt-{spec.attempt}" / "artefact"
+    shutil.rmtree(directory, ignore_errors=True)
+    manifest = Manifest(
+        kind=ArtefactKind.KNOWLEDGE_MODULE,
+        base_fingerprint=base.fingerprint,
+        rank=spec.recipe.rank,
+        alpha=spec.recipe.alpha,
+        targets=tuple(sorted(result.a)),
+        scope=Scope.ALL,
+        wears=None,
+        document_revision=spec.revision_sha256,
+        objective=spec.recipe.objective,
+        recipe=as_json(spec.recipe),
+        data={**synthesis.counts, "training": trained, "held_out": held_out, "steps": result.steps, "best_step": result.best_step},
+        seed=spec.seed,
+        held_out_loss_before=result.loss_before,
+        held_out_loss_after=result.loss_after,
+        gate=gate,
+        versions={name: version(name) for name in ("torch", "transformers", "peft")},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return write_artefact(directory, a=result.a, b=result.b, manifest=manifest, base_model_name=base.name)
