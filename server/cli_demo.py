@@ -6,7 +6,7 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +44,7 @@ def demo() -> None:
     raise typer.Exit(0 if succeeded else 1)
 
 
-def run_demo(output: Console, examples: Path) -> bool:
+def run_demo(output: Console, examples: Path, make_stack: Callable[..., Stack] = Stack) -> bool:
     """Whether the module knows its document. Whatever happens, nothing that was started is left. Raises StackError, CliError."""
     questions = read_questions(examples / "questions.json")
     phases = Phases(output=output)
@@ -52,7 +52,7 @@ def run_demo(output: Console, examples: Path) -> bool:
         settings, environ = isolated(Path(folder) / "data")
         with phases.timed("prepare the base model"):
             prepare_apart(settings, environ)
-        stack = Stack(settings, environ, log_dir=Path(folder))
+        stack = make_stack(settings, environ, log_dir=Path(folder))
         try:
             with phases.timed("start the API and the worker"):
                 start(stack)

@@ -13,16 +13,14 @@ from kmserve_client.errors import KmserveClientError
 from kmserve_client.models import Document
 from kmserve_client.operations import failure_of
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from server.cli_connection import CliError, Connection, Key, Url, console, errors
 from server.cli_progress import DocumentBars, duration, stage_of
 
 
 def upload(
-    files: Annotated[
-        list[Path], typer.Argument(exists=True, dir_okay=False, readable=True, metavar="FILE...", help="Documents to upload.")
-    ],
+    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, readable=True, metavar="FILE", help="Documents to upload.")],
     wait: Annotated[bool, typer.Option("--wait", help="Show a progress bar per document until its module is trained.")] = False,
     train: Annotated[Literal["auto", "never"], typer.Option(help="Whether to train a module.")] = "auto",
     preset: Annotated[Literal["quick", "paper"] | None, typer.Option(help="How much training.", show_default="the server's")] = None,
@@ -80,7 +78,7 @@ def _report(path: Path, outcome: Document | KmserveClientError, waited: bool) ->
 
 
 def status(
-    documents: Annotated[list[str] | None, typer.Argument(metavar="[DOCUMENT]...", help="Ids; all documents where none is given.")] = None,
+    documents: Annotated[list[str] | None, typer.Argument(metavar="DOCUMENT", help="Ids; all documents where none is given.")] = None,
     url: Url = None,
     api_key: Key = None,
 ) -> None:
@@ -97,7 +95,7 @@ def status(
     if not found:
         console.print("no documents yet: `kmserve upload FILE` adds one")
         return
-    table = Table("id", "title", "status", "module", "under way", "error", box=None, pad_edge=False)
+    table = Table(Column("id", no_wrap=True), "title", "status", "module", "under way", "error", box=None, pad_edge=False)
     for document in found:
         table.add_row(*(escape(cell) for cell in _row(document)))
     console.print(table)
@@ -122,7 +120,7 @@ def _under_way(document: Document) -> str:
 
 
 def delete(
-    documents: Annotated[list[str], typer.Argument(metavar="DOCUMENT...", help="Ids of the documents.")],
+    documents: Annotated[list[str], typer.Argument(metavar="DOCUMENT", help="Ids of the documents.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     url: Url = None,
     api_key: Key = None,

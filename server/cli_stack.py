@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,10 +56,23 @@ class Child:
 
 
 class Stack:
-    """`environ` is the children's whole environment. Their logs go to `log_dir`, or where this process' own do without one."""
+    """`environ` is the children's whole environment, `api` and `worker` the arguments of their interpreters. Their logs go to `log_dir`,
+    or where this process' own go."""
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str], log_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        environ: Mapping[str, str],
+        *,
+        log_dir: Path | None = None,
+        api: Sequence[str] = API,
+        worker: Sequence[str] = WORKER,
+        grace_seconds: float = GRACE_SECONDS,
+    ) -> None:
         self.settings = settings
+        self._api = api
+        self._worker = worker
+        self._grace_seconds = grace_seconds
         self._environ = dict(environ)
         self._log_dir = log_dir
         self._children: list[Child] = []
@@ -77,11 +90,11 @@ class Stack:
     def start_api(self) -> None:
         """Raises StackError when the port is taken: another server would answer in this one's place."""
         require_free(self.settings.host, self.settings.port)
-        self._start("the API", API)
+        self._start("the API", self._api)
 
     def start_worker(self) -> None:
         """Only once the API is ready: it has migrated the database by then."""
-        self._start("the worker", WORKER)
+        self._start("the worker", self._worker)
 
     def check(self) -> None:
         """Raises StackError if a child has died."""
@@ -90,10 +103,10 @@ class Stack:
                 raise StackError(child.obituary())
 
     def stop(self) -> None:
-        """End all children, the last started first asked; after GRACE_SECONDS, or on another Ctrl-C, they are killed."""
+        """End all children, the last started first asked; after the grace period, or on another Ctrl-C, they are killed."""
         for child in reversed(self._children):
             _signal(child, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_SECONDS
+        deadline = time.monotonic() + self._grace_seconds
         try:
             for child in self._children:
                 child.process.wait(timeout=max(0.0, deadline - time.monotonic()))
@@ -111,7 +124,7 @@ class Stack:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def _start(self, name: str, command: tuple[str, ...]) -> None:
+    def _start(self, name: str, command: Sequence[str]) -> None:
         log = None if self._log_dir is None else self._log_dir / f"{name.split()[-1].lower()}.log"
         output = None if log is None else log.open("ab")
         try:

@@ -22,7 +22,9 @@ from server.settings import Settings
 
 REQUEST_ID_HEADER: Final = "X-Request-ID"
 _ACCEPTED = re.compile(r"[A-Za-z0-9._-]{8,64}")
-_SECRETS: Final = frozenset({"authorization", "key_text", "secret", "password", "question", "answer", "text", "quote", "passages", "messages"})
+_SECRETS: Final = frozenset(
+    {"authorization", "key_text", "secret", "password", "question", "answer", "text", "quote", "passages", "messages"}
+)
 log = structlog.get_logger("server.access")
 
 
@@ -59,7 +61,10 @@ def configure(settings: Settings) -> None:
 def with_request_id(app: ASGIApp) -> ASGIApp:
     """Give each request an id: the caller's X-Request-ID where it is a plain one, else a new one; the response carries it."""
     return CorrelationIdMiddleware(
-        app, header_name=REQUEST_ID_HEADER, generator=lambda: f"req_{uuid.uuid4().hex}", validator=lambda text: bool(_ACCEPTED.fullmatch(text))
+        app,
+        header_name=REQUEST_ID_HEADER,
+        generator=lambda: f"req_{uuid.uuid4().hex}",
+        validator=lambda text: bool(_ACCEPTED.fullmatch(text)),
     )
 
 

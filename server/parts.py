@@ -13,12 +13,12 @@ from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 from fastapi import Depends, Request
 
+from server.api_keys.keys import KeyMaker
 from server.asks.prompting import Prompter
 from server.db.blobs import BlobStore
 from server.db.session import Database
 from server.engine.request import Engine
 from server.errors import KmserveError, Starting
-from server.api_keys.keys import KeyMaker
 from server.modules.store import ModuleStore
 from server.retrieval.types import Embedding, Hit
 from server.settings import Settings

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -76,10 +76,10 @@ def respond(error: KmserveError) -> Response:
     return JSONResponse(problem_of(error), error.status, headers=_headers(error), media_type=MEDIA_TYPE)
 
 
-def documented(*errors: type[KmserveError]) -> dict[int | str, dict[str, Any]]:
+def documented(*errors: type[KmserveError], everywhere: Sequence[type[KmserveError]] = EVERYWHERE) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's `responses` of an operation that may end in these errors, besides those that any may end in."""
     by_status: dict[int | str, list[type[KmserveError]]] = {}
-    for error in dict.fromkeys((*errors, *EVERYWHERE)):
+    for error in dict.fromkeys((*errors, *everywhere)):
         by_status.setdefault(error.status, []).append(error)
     return {status: _documented_status(found) for status, found in sorted(by_status.items(), key=lambda pair: str(pair[0]))}
 
@@ -88,7 +88,7 @@ def known(error: Exception) -> KmserveError | None:
     """Our error for one of a library that an operator can mend."""
     if isinstance(error, KmserveError):
         return error
-    if isinstance(error, OSError) and error.errno in _FULL or "disk is full" in str(error):
+    if (isinstance(error, OSError) and error.errno in _FULL) or "disk is full" in str(error):
         return StorageFull("the server's storage is full; nothing was kept of this request")
     if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
         return DatabaseUnavailable("the database cannot be reached; try again")
@@ -165,7 +165,7 @@ def _headers(error: KmserveError) -> dict[str, str]:
     return {}
 
 
-def _documented_status(errors: Iterable[type[KmserveError]]) -> dict[str, Any]:
+def _documented_status(errors: Sequence[type[KmserveError]]) -> dict[str, Any]:
     codes = [error.code for error in errors]
     examples = {code: {"value": _example(error)} for code, error in zip(codes, errors, strict=True)}
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": examples}}

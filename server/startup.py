@@ -1,4 +1,4 @@
-"""What the first start makes and every start checks: the data directory and its lock, the secret, the tenant `default` and its admin key."""
+"""What the first start makes and every start checks: data directory and lock, secret, the tenant `default` and its admin key."""
 
 from __future__ import annotations
 

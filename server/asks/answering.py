@@ -132,7 +132,12 @@ class Running:
     def _record(self, session: Session) -> None:
         used, last = self.plan.used, self._last
         counts = {"prompt_tokens": len(self.plan.prompt), "completion_tokens": last.completion_tokens if last else 0}
-        detail = {**used.model_dump(mode="json", exclude={"base"}), **counts, "finish_reason": self._finish, "scored": self._scores is not None}
+        detail = {
+            **used.model_dump(mode="json", exclude={"base"}),
+            **counts,
+            "finish_reason": self._finish,
+            "scored": self._scores is not None,
+        }
         about = used.km.document_id if used.km else self.plan.document_id
         audit.record(session, self._tenant_id, "ask", document_id=about, **detail)
 

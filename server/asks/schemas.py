@@ -44,9 +44,9 @@ class Message(Body):
 
 
 class Ask(Body):
-    """Name one document (`document_id`), several (`document_ids`), or none for all that the key may read. `messages` are the turns before the
-    question, from a user's to an assistant's. `score` asks for the log-probabilities of given answers; with `max_tokens` 0 for nothing
-    else. `top_k` passages are looked for; the worst are left out where the model's context is too short."""
+    """Name one document (`document_id`), several (`document_ids`), or none for all that the key may read. `messages` are the turns before
+    the question, from a user's to an assistant's. `score` asks for the log-probabilities of given answers; with `max_tokens` 0 for
+    nothing else. `top_k` passages are looked for; the worst are left out where the model's context is too short."""
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -162,14 +162,10 @@ def _wear(parts: Parts, tenant_id: str, material: Material, extractors: Extracto
     active = None if extractors.active is None else _version(extractors.active)
     chosen = extractor_for(None if module is None else module.wears, active, tuple(versions))
     row = None if chosen is None else versions[chosen]
-    extractor = row and ArtefactRef(
-        digest=row.lora_digest,
-        composition=row.composition_digest,
-        manifest_sha256=row.manifest_sha256,
-        directory=parts.modules.extractor_path(row.owner, row.composition_digest),
-        scope=Scope(row.scope),
+    return Worn(
+        module=None if module is None else _module_ref(parts, tenant_id, module),
+        extractor=None if row is None else _extractor_ref(parts, row),
     )
-    return Worn(module=None if module is None else _module_ref(parts, tenant_id, module), extractor=extractor)
 
 
 def _module_ref(parts: Parts, tenant_id: str, module: ModuleVersion) -> ArtefactRef:
@@ -178,6 +174,16 @@ def _module_ref(parts: Parts, tenant_id: str, module: ModuleVersion) -> Artefact
         manifest_sha256=module.manifest_sha256,
         directory=parts.modules.path(tenant_id, module.document_id, module.digest),
         scope=Scope(module.scope),
+    )
+
+
+def _extractor_ref(parts: Parts, row: Extractor) -> ArtefactRef:
+    return ArtefactRef(
+        digest=row.lora_digest,
+        composition=row.composition_digest,
+        manifest_sha256=row.manifest_sha256,
+        directory=parts.modules.extractor_path(row.owner, row.composition_digest),
+        scope=Scope(row.scope),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy.orm import Session
 
 from server import audit
-from server.db import documents, jobs
+from server.db import documents, jobs, tables
 from server.db.tables import DocumentStatus, JobKind, JobState
 from server.documents import idempotency, repository
 from server.documents.idempotency import Reservation
@@ -127,8 +127,7 @@ def _new_document(parts: Parts, tenant_id: str, received: Upload) -> NewDocument
 def _insert(session: Session, new: NewDocument, reservation: Reservation | None, request_sha256: str, max_attempts: int) -> Outcome:
     created = repository.add(session, new)
     if created:
-        owner = {"tenant_id": new.tenant_id, "document_id": new.document_id, "revision_id": new.revision_id}
-        jobs.enqueue(session, **owner, kind=JobKind.INGEST, params={}, max_attempts=max_attempts)
+        _enqueue(session, documents.get_live(session, new.tenant_id, new.document_id), JobKind.INGEST, max_attempts)
         audit.record(session, new.tenant_id, "upload", document_id=new.document_id, size=new.size)
     document_id = new.document_id if created else repository.same_content(session, new.tenant_id, new.sha256)
     if document_id is None:
@@ -170,10 +169,20 @@ def _retry(session: Session, tenant_id: str, document_id: str, max_attempts: int
     ingest = document.status in (DocumentStatus.FAILED, DocumentStatus.CANCELLED)
     kind, status = (JobKind.INGEST, DocumentStatus.INGESTING) if ingest else (JobKind.TRAIN, DocumentStatus.TRAINING)
     documents.set_status(session, document_id, tenant_id, status)
-    owner = {"tenant_id": tenant_id, "document_id": document_id, "revision_id": document.revision_id}
-    params = {} if ingest else {"preset": document.preset}
-    jobs.enqueue(session, **owner, kind=kind, params=params, max_attempts=max_attempts)
+    _enqueue(session, document, kind, max_attempts)
     return repository.find(session, tenant_id, document_id)
+
+
+def _enqueue(session: Session, document: tables.Document, kind: JobKind, max_attempts: int) -> None:
+    jobs.enqueue(
+        session,
+        tenant_id=document.tenant_id,
+        document_id=document.id,
+        revision_id=document.revision_id,
+        kind=kind,
+        params={"preset": document.preset} if kind == JobKind.TRAIN else {},
+        max_attempts=max_attempts,
+    )
 
 
 def _opaque(cursor: Cursor) -> str:

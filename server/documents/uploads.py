@@ -50,7 +50,11 @@ class Upload:
 
     def request_sha256(self) -> str:
         """The same for two requests that ask for the same."""
-        asked = {"sha256": self.sha256, "filename": self.filename, **self.fields.model_dump(mode="json", include=set(UploadFields.model_fields))}
+        asked = {
+            "sha256": self.sha256,
+            "filename": self.filename,
+            **self.fields.model_dump(mode="json", include=set(UploadFields.model_fields)),
+        }
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 

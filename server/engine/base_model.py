@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -68,7 +69,7 @@ def load_base(prepared: PreparedBase, *, device: str = "auto", dtype: str = "aut
         model = _load(prepared.directory, target, choose_dtype(target, dtype))
         _give_pad_token(model, tokenizer)
         eos_ids = end_of_turn_ids(tokenizer, _eos_ids(model, tokenizer))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise BaseModelUnusable(f"The base model {prepared.name} cannot be loaded as a causal language model.") from error
     return BaseModel(
         name=prepared.name,
@@ -108,9 +109,18 @@ def _rope_parameters(config: PretrainedConfig) -> list[dict[str, Any]]:
 
 def _load(directory: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     with quiet():
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, attn_implementation="sdpa", local_files_only=True, use_safetensors=True, trust_remote_code=False
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
+    model, info = loaded
+    if info["missing_keys"]:  # transformers fills them with random numbers
+        raise ValueError(f"the weights lack {sorted(info['missing_keys'])}")
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
     nn.Module.to(model, device)

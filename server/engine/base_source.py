@@ -40,7 +40,7 @@ def resolve(source: str) -> BaseSource:
     if source == DEFAULT_BASE:
         return BaseSource(kind=SourceKind.GGUF, name=DEFAULT_BASE, location=str(_packaged_default()))
     path = Path(source).expanduser()
-    if path.is_dir():
+    if source and path.is_dir():
         return BaseSource(kind=SourceKind.DIRECTORY, name=path.resolve().name, location=str(path.resolve()))
     if path.suffix == ".gguf" and path.is_file():
         return BaseSource(kind=SourceKind.GGUF, name=_gguf_name(path), location=str(path.resolve()))

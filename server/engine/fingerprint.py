@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from server.engine import prompt
@@ -57,15 +57,14 @@ def fingerprint(directory: Path, on_bytes: Callable[[int, int], None] = lambda d
     """sha256 of the base model in `directory`; `on_bytes(done, total)` follows the tensors. Raises BaseModelUnusable."""
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        tokenizer = load_tokenizer(directory)
-    except (OSError, ValueError) as error:
-        raise BaseModelUnusable("The base model's directory holds no readable config and tokenizer.") from error
-    described = {
-        "architecture": architecture(config),
-        "tensors": _tensors(directory, bool(config.tie_word_embeddings), on_bytes),
-        "tokenizer": tokenizer_facts(tokenizer),
-        "prompt": prompt_texts(),
-    }
+        described = {
+            "architecture": architecture(config),
+            "tensors": _tensors(directory, bool(config.tie_word_embeddings), on_bytes),
+            "tokenizer": tokenizer_facts(load_tokenizer(directory)),
+            "prompt": prompt_texts(),
+        }
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BaseModelUnusable("The base model's directory holds no readable config, tokenizer and weights.") from error
     return hashlib.sha256(canonical_json(described)).hexdigest()
 
 

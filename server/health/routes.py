@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 
+from server.errors import (
+    BaseModelNotFound,
+    BaseModelUnusable,
+    DatabaseUnavailable,
+    DeviceUnavailable,
+    EmbedderNotFound,
+    EngineStopped,
+    IndexMismatch,
+    IndexUnavailable,
+    Starting,
+    Unavailable,
+)
 from server.health.schemas import Liveness, Readiness
 from server.health.service import Doctor
 from server.parts import PartsOf
+from server.problems import documented
 
 router = APIRouter(prefix="/health", tags=["health"])
+
+_UNREADY = (
+    Starting,
+    DatabaseUnavailable,
+    IndexUnavailable,
+    IndexMismatch,
+    EngineStopped,
+    BaseModelNotFound,
+    BaseModelUnusable,
+    EmbedderNotFound,
+    DeviceUnavailable,
+    Unavailable,
+)
 
 
 @router.get("/live", operation_id="live")
@@ -17,12 +43,8 @@ async def live() -> Liveness:
     return Liveness()
 
 
-@router.get("/ready", operation_id="ready", responses={503: {"model": Readiness, "description": "It cannot serve (yet); `parts` says why."}})
-async def ready(request: Request, response: Response, parts: PartsOf) -> Readiness:
+@router.get("/ready", operation_id="ready", responses=documented(*_UNREADY, everywhere=()))
+async def ready(request: Request, parts: PartsOf) -> Readiness:
     """Whether database, index and engine work, each put to a small test. The broker is shown and not required."""
     doctor: Doctor = request.app.state.doctor
-    found = await doctor.readiness(parts)
-    if found.status != "ready":
-        response.status_code = 503
-        response.headers["Retry-After"] = "2"
-    return found
+    return await doctor.readiness(parts)

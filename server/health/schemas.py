@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict
 
@@ -22,25 +22,25 @@ class PartHealth(Value):
     required: bool = True
     code: str | None = None
     detail: str | None = None
-    progress: dict[str, Any] | None = None
 
 
 class Readiness(Value):
-    """`starting`: the base model is still being prepared or loaded. `unready`: a required part does not work."""
+    """Every required part works. Where one does not, the answer is a problem document with that part's `code`, `starting` while the base
+    model is still being prepared or loaded, and with these `parts`."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "example": {
-                "status": "starting",
+                "status": "ready",
                 "parts": {
                     "database": {"ok": True, "required": True},
-                    "index": {"ok": False, "required": True, "code": "starting", "detail": "the base model is still being loaded"},
-                    "engine": {"ok": False, "required": True, "code": "starting", "progress": {"stage": "converting", "done": 40, "total": 272}},
-                    "broker": {"ok": True, "required": False},
+                    "index": {"ok": True, "required": True},
+                    "engine": {"ok": True, "required": True},
+                    "broker": {"ok": False, "required": False, "code": "unavailable", "detail": "it does not answer"},
                 },
             }
         }
     )
 
-    status: Literal["ready", "starting", "unready"]
+    status: Literal["ready"] = "ready"
     parts: dict[str, PartHealth]

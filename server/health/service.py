@@ -16,6 +16,7 @@ from server.engine.request import EngineRequest
 from server.errors import KmserveError, Starting, TooManyRequests, Unavailable
 from server.health.schemas import PartHealth, Readiness
 from server.parts import Parts
+from server.problems import known
 from server.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -26,44 +27,57 @@ _TENANT: Final = "health"
 """Of no document: its searches find nothing, its prompts share no cache with anybody's."""
 
 
+Examined = tuple[dict[str, PartHealth], KmserveError | None]
+"""Every part's health, and why the server cannot serve."""
+
+
 class Doctor:
-    """Checks at most every two seconds, however often it is asked: the question needs no key."""
+    """Examines at most every two seconds, however often it is asked: the question needs no key."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
-        self._last: Readiness | None = None
+        self._last: Examined | None = None
         self._at = 0.0
 
     async def readiness(self, parts: Parts) -> Readiness:
+        """Raises the error of a required part that does not work."""
         async with self._lock:
             if self._last is None or time.monotonic() - self._at > _KEPT_SECONDS:
                 self._last = await examine(parts)
                 self._at = time.monotonic()
-            return self._last
+            healths, error = self._last
+        if error is not None:
+            shown = {name: health.model_dump(exclude_none=True) for name, health in healths.items()}
+            raise type(error)(error.detail, **{**error.extra, "parts": shown})
+        return Readiness(parts=healths)
 
 
-async def examine(parts: Parts) -> Readiness:
-    names = ("database", "index", "engine", "broker")
-    checks = (_database(parts), _index(parts), _engine(parts), _broker(parts.settings))
-    healths = dict(zip(names, await asyncio.gather(*map(_health, names, checks)), strict=True))
-    healths["broker"] = healths["broker"].model_copy(update={"required": False})
-    if parts.models.peek() is None:
-        healths["engine"] = healths["engine"].model_copy(update={"progress": parts.models.stage})
-    wrong = [health for health in healths.values() if health.required and not health.ok]
-    starting = wrong and all(health.code == Starting.code for health in wrong)
-    return Readiness(status="starting" if starting else "unready" if wrong else "ready", parts=healths)
+async def examine(parts: Parts) -> Examined:
+    required = {"database": _database(parts), "index": _index(parts), "engine": _engine(parts)}
+    checks = {**required, "broker": _broker(parts.settings)}
+    errors = dict(zip(checks, await asyncio.gather(*map(_error_of, checks, checks.values())), strict=True))
+    healths = {name: _health(error, name in required) for name, error in errors.items()}
+    wrong = [error for name, error in errors.items() if error is not None and name in required]
+    # What waiting does not mend comes first.
+    return healths, min(wrong, key=lambda error: isinstance(error, Starting), default=None)
 
 
-async def _health(name: str, check: Awaitable[None]) -> PartHealth:
+async def _error_of(name: str, check: Awaitable[None]) -> KmserveError | None:
     try:
         async with asyncio.timeout(_PATIENCE_SECONDS):
             await check
-    except KmserveError as error:
-        return PartHealth(ok=False, code=error.code, detail=error.detail)
     except Exception as error:  # whatever a driver raises, the part does not work
-        log.warning("a part is not healthy", part=name, exc_info=error)
-        return PartHealth(ok=False, code=Unavailable.code, detail="it does not answer; the server's log says why")
-    return PartHealth(ok=True)
+        ours = known(error)
+        if ours is None:
+            log.warning("a part is not healthy", part=name, exc_info=error)
+        return ours or Unavailable(f"the {name} does not answer; the server's log says why")
+    return None
+
+
+def _health(error: KmserveError | None, required: bool) -> PartHealth:
+    if error is None:
+        return PartHealth(ok=True, required=required)
+    return PartHealth(ok=False, required=required, code=error.code, detail=error.detail)
 
 
 async def _database(parts: Parts) -> None:

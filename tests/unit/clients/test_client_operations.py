@@ -138,7 +138,7 @@ def test_job(caller: Caller) -> None:
 
 
 def test_api_keys_are_made_listed_and_deleted(caller: Caller) -> None:
-    key = {"id": "key_1", "name": "reader", "prefix": "kms_abc", "scopes": ["ask"]}
+    key = {"id": "key_1", "tenant": "acme", "name": "reader", "prefix": "abc", "scopes": ["ask"], "created_at": 5.0}
     made = caller.call(ScriptedApi(httpx2.Response(201, json={**key, "key": "kms_abc_secret"})), "create_api_key", "reader", ["ask"])
     assert made.key == "kms_abc_secret"
     assert "secret" not in repr(made)

@@ -175,9 +175,12 @@ AnswerEvent: TypeAlias = Started | Citation | Delta | Answer
 
 class ApiKey(Value):
     id: str
+    tenant: str
     name: str
     prefix: str
     scopes: list[str]
+    created_at: float
+    expires_at: float | None = None
 
 
 class NewApiKey(ApiKey):

@@ -133,25 +133,27 @@ def search(query: str, *, document_ids: Sequence[str] | None = None, top_k: int 
     return [parse(Citation, hit) for hit in found["hits"]]
 
 
-def create_api_key(name: str, scopes: Sequence[str], *, expires_at: float | None = None) -> Flow[NewApiKey]:
-    """A new key of the caller's tenant; its secret is in the answer and nowhere else."""
-    body = _given(name=name, scopes=list(scopes), expires_at=expires_at)
+def create_api_key(name: str, scopes: Sequence[str], *, expires_at: float | None = None, tenant: str | None = None) -> Flow[NewApiKey]:
+    """A new key; its secret is in the answer and nowhere else. Only the operator may name a tenant that is not the caller's."""
+    body = _given(name=name, scopes=list(scopes), expires_at=expires_at, tenant=tenant)
     return (yield from one(NewApiKey, Call(method="POST", path="/api-keys", json=body)))
 
 
-def api_keys() -> Flow[list[ApiKey]]:
-    listed = yield from _json(Call(method="GET", path="/api-keys", repeatable=True))
+def api_keys(*, tenant: str | None = None) -> Flow[list[ApiKey]]:
+    """The keys that are not revoked."""
+    listed = yield from _json(Call(method="GET", path="/api-keys", params=_given(tenant=tenant), repeatable=True))
     return [parse(ApiKey, item) for item in listed["items"]]
 
 
 def delete_api_key(key_id: str) -> Flow[None]:
+    """Revoke a key at once."""
     yield from send(Call(method="DELETE", path=f"/api-keys/{key_id}", repeatable=True))
 
 
 def ready() -> Flow[bool]:
     """Whether the server answers and can serve. False for one that is still starting; raises ApiError where waiting will not help."""
     try:
-        yield from send(Call(method="GET", path="/health/ready", timeout=5.0))
+        yield from send(Call(method="GET", path="/health/ready", timeout=10.0))
     except (ApiError, ConnectionFailed) as error:
         if not worth_repeating(error):
             raise

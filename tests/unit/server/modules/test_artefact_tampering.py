@@ -58,7 +58,10 @@ def refused(ref: ArtefactRef, reason: str, **expected: Any) -> None:
 
 
 def _edit(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(change(path.read_bytes())) and None
+    def edit(path: Path) -> None:
+        path.write_bytes(change(path.read_bytes()))
+
+    return edit
 
 
 def _flip(share: float) -> Callable[[bytes], bytes]:

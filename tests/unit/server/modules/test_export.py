@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def weighted_logits(parts: list[tuple[Artefact, dict[str, float]]]) -> Tensor:
             hook.remove()
 
 
-def _adding(name: str, parts: list[tuple[Artefact, dict[str, float]]]) -> object:
+def _adding(name: str, parts: list[tuple[Artefact, dict[str, float]]]) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
     def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         for part, weights in parts:
             if name in part.a:
@@ -113,7 +114,7 @@ def test_scope_answer_is_no_plain_lora(tmp_path: Path, scopes: tuple[Scope, Scop
     km = tiny_artefact(BASE, 1, scope=scopes[0])
     ke = None if scopes[1] is None else tiny_artefact(BASE, 2, scope=scopes[1], extractor=True)
     with pytest.raises(ScopeNotExportable):
-        export_folded(km, ke, ke and ke.composition, tmp_path / "export", "base")
+        export_folded(km, ke, ke.composition if ke else None, tmp_path / "export", "base")
     assert not (tmp_path / "export").exists()
 
 

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import torch
+
+from server.engine.kv_cache import SMALLEST, KvCache, KvPool, KvRow
+
+KEY = torch.zeros(1, 2, 1, 4)
+
+
+def fill(held: KvRow, number: float, tokens: int = 5) -> None:
+    for stored in held.pool.layer(0, KEY, KEY):
+        stored[held.row, :, :tokens] = number
+
+
+def take(cache: KvCache, tokens: int = 10) -> KvRow:
+    held = cache.take(tokens)
+    assert held is not None
+    return held
+
+
+def test_sequences_of_like_length_share_a_pool() -> None:
+    cache = KvCache(10_000)
+    short, other, long = take(cache, 10), take(cache, SMALLEST), take(cache, SMALLEST + 1)
+    assert short.pool is other.pool is not long.pool
+    assert (short.pool.capacity, long.pool.capacity) == (SMALLEST, 2 * SMALLEST)
+
+
+def test_rows_keep_their_content_while_the_pool_grows() -> None:
+    cache = KvCache(10_000)
+    rows = []
+    for number in range(5):
+        rows.append(take(cache))
+        fill(rows[-1], number + 1)
+    keys, values = rows[0].pool.layer(0, KEY, KEY)
+    for number, held in enumerate(rows):
+        assert (keys[held.row, :, :5] == number + 1).all()
+        assert (values[held.row, :, :5] == number + 1).all()
+
+
+def test_a_released_row_is_zero_even_after_numbers_that_are_not_finite() -> None:
+    cache = KvCache(10_000)
+    kept, gone = take(cache), take(cache)
+    fill(gone, float("nan"))
+    cache.release(gone, 5)
+    again = take(cache)
+    assert again.row == gone.row
+    assert (again.pool.layer(0, KEY, KEY)[0][again.row] == 0).all()
+    assert kept.pool is again.pool
+
+
+def test_the_lowest_free_row_is_taken_so_that_used_rows_stay_dense() -> None:
+    pool = KvPool(SMALLEST)
+    assert [pool.take() for _ in range(4)] == [0, 1, 2, 3]
+    pool.release(1, 0)
+    pool.release(3, 0)
+    assert pool.high == 3
+    assert pool.take() == 1
+
+
+def test_the_budget_refuses_and_is_given_back() -> None:
+    cache = KvCache(2 * SMALLEST)
+    first = take(cache)
+    take(cache)
+    assert cache.take(1) is None
+    cache.release(first, 10)
+    assert cache.take(1) is not None
+
+
+def test_a_sequence_of_the_whole_budget_fits() -> None:
+    cache = KvCache(100)
+    assert take(cache, 100).pool.capacity == 100
+
+
+def test_a_pool_goes_with_its_last_row() -> None:
+    cache = KvCache(10_000)
+    held = take(cache)
+    fill(held, 1)
+    cache.release(held, 5)
+    assert cache.reserved == 0
+    assert take(cache).pool is not held.pool

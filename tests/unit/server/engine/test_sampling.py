@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+
+from server.engine.request import Sampling
+from server.engine.sampling import NUCLEUS_GUESS, Draw, sample
+
+LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0])
+
+
+def draws(count: int, logits: torch.Tensor = LOGITS, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0) -> list[int]:
+    draw = Draw(Sampling(temperature=temperature, top_p=top_p, seed=seed))
+    return [draw.pick(logits) for _ in range(count)]
+
+
+def test_temperature_zero_takes_the_best() -> None:
+    assert sample(torch.stack((LOGITS, LOGITS.flip(0))), [Draw(Sampling()), Draw(Sampling())]) == [0, 3]
+
+
+def test_frequencies_follow_the_probabilities() -> None:
+    seen = Counter(draws(4000))
+    for token, probability in enumerate(torch.softmax(LOGITS, -1).tolist()):
+        assert abs(seen[token] / 4000 - probability) < 0.03
+
+
+def test_a_lower_temperature_sharpens() -> None:
+    assert Counter(draws(500, temperature=0.3))[0] > Counter(draws(500, temperature=2.0))[0]
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
+    first, second = torch.softmax(LOGITS, -1)[:2].tolist()
+    assert set(draws(500, top_p=first - 0.01)) == {0}
+    assert set(draws(500, top_p=first + 0.01)) == {0, 1}
+    assert set(draws(500, top_p=first + second + 0.01)) == {0, 1, 2}
+
+
+def test_a_nucleus_wider_than_the_guess_is_found() -> None:
+    flat = torch.zeros(4 * NUCLEUS_GUESS)
+    assert len(set(draws(2000, flat, top_p=0.9))) > NUCLEUS_GUESS
+
+
+def test_a_seed_repeats_its_draws_whatever_runs_beside_it() -> None:
+    alone = [sample(LOGITS[None], [draw])[0] for draw in [Draw(Sampling(temperature=1, seed=7))] for _ in range(20)]
+    draw, neighbour = Draw(Sampling(temperature=1, seed=7)), Draw(Sampling(temperature=1, seed=8))
+    together = [sample(LOGITS.expand(2, -1), [neighbour, draw])[1] for _ in range(20)]
+    assert alone == together
+    assert alone != draws(20, seed=8)
+
+
+def test_numbers_that_are_not_finite_give_no_token() -> None:
+    broken = torch.tensor([float("nan"), 1.0, 2.0, 3.0])
+    endless = torch.tensor([float("inf"), 1.0, 2.0, 3.0])
+    drawing = [Draw(Sampling()), Draw(Sampling(temperature=1)), Draw(Sampling())]
+    assert sample(torch.stack((broken, endless, LOGITS)), drawing) == [None, None, 0]
