@@ -56,7 +56,7 @@ lint: install
 check: lint test
 
 openapi: install
-	@$(BIN)/python -m scripts.openapi
+	@$(BIN)/python -m server.openapi > docs/openapi.json
 
 lock: install
 	@$(BIN)/python -m scripts.lock

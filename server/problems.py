@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import structlog
 from asgi_correlation_id import correlation_id
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -46,7 +46,7 @@ EVERYWHERE: tuple[type[KmserveError], ...] = (Unauthorized, Forbidden, InvalidIn
 
 _BY_STATUS: Mapping[int, type[KmserveError]] = {404: NotFound, 405: MethodNotAllowed, 413: RequestTooLarge, 415: UnsupportedMediaType}
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-log = structlog.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Problem(BaseModel):
@@ -122,7 +122,7 @@ class Guard:
             if scope["type"] != "http":
                 raise
             answer = known(error) or KmserveError("the server failed; its log has the reason under this request id")
-            log.error("request failed", exc_info=error, code=answer.code)
+            logger.error("request failed [%s]", answer.code, exc_info=error)
             if started:
                 raise
             await respond(answer)(scope, receive, send)

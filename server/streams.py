@@ -8,7 +8,8 @@ from typing import Any, Final, TypeVar
 
 import anyio
 from fastapi import Request
-from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -22,9 +23,14 @@ def sse(name: str, data: BaseModel | str, number: int | str) -> bytes:
     return format_sse_event(data_str=data if isinstance(data, str) else data.model_dump_json(), event=name, id=str(number))
 
 
-class EventStream(EventSourceResponse):
+class EventStream(StreamingResponse):
     """Server-sent events with a heartbeat while there is none. When the stream ends, or the client goes away, perhaps before the first
-    event, the generator is closed and `ended` is awaited."""
+    event, the generator is closed and `ended` is awaited.
+
+    The web framework's own event streams end their request's errors before the status is known, and cannot follow a JSON answer's rules:
+    theirs is the wire format."""
+
+    media_type = "text/event-stream"
 
     def __init__(
         self,

@@ -76,7 +76,7 @@ def passages(session: Session, tenant_id: str, scores: dict[str, float], revisio
         .where(Passage.id.in_(scores), Document.deleted_at.is_(None))
     )
     within = Passage.revision_id == Document.revision_id if revision_ids is None else Passage.revision_id.in_(revision_ids)
-    rows = session.execute(wanted.where(within)).tuples()
+    rows = session.execute(wanted.where(within))
     return [_passage(passage, filename, scores[passage.id]) for passage, filename in rows]
 
 

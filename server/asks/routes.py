@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from itertools import count
 from typing import Any, Final
 
-import structlog
 from asgi_correlation_id import correlation_id
 from fastapi import APIRouter, Request
 
@@ -35,7 +35,7 @@ from server.security import Asker, Caller, KeyScope
 from server.streams import EventStream, sse, unless_gone
 
 router = APIRouter(tags=["questions"])
-log = structlog.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _EVENTS: Final = (
     "With `stream`: server-sent events `answer.started` {request_id, used}, `citation`, `answer.delta` {text}, and `answer.completed` with "
@@ -103,5 +103,5 @@ async def _events(running: Running) -> AsyncGenerator[bytes, None]:
             yield sse("answer.delta", TextDelta(text=piece), next(numbers))
         yield sse("answer.completed", running.answer(), next(numbers))
     except Exception as error:
-        log.warning("a streamed answer failed", exc_info=error)
+        logger.warning("a streamed answer failed", exc_info=error)
         yield sse("error", problem_json(known(error) or KmserveError("the server failed; ask again")), next(numbers))

@@ -98,7 +98,7 @@ def _condemn(session: Session, tenant_id: str, document_id: str) -> Doomed:
 def _condemned(session: Session) -> list[Doomed]:
     # tenant-free: the sweep finishes deletions of every tenant, each under its own tenant
     dead = select(Document.tenant_id, Document.id, Document.deleted_at).where(Document.deleted_at.is_not(None))
-    return [_doomed(session, tenant_id, document_id, at or 0.0) for tenant_id, document_id, at in session.execute(dead).tuples()]
+    return [_doomed(session, tenant_id, document_id, at or 0.0) for tenant_id, document_id, at in session.execute(dead)]
 
 
 def _doomed(session: Session, tenant_id: str, document_id: str, deleted_at: float) -> Doomed:

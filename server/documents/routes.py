@@ -6,7 +6,6 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
-from fastapi.sse import EventSourceResponse
 
 from server.db.tables import DocumentStatus
 from server.documents import deletion, following, idempotency, service
@@ -155,12 +154,12 @@ async def get_document(
 @router.get(
     "/documents/{document_id}/events",
     operation_id="follow_document",
-    response_class=EventSourceResponse,
+    response_class=EventStream,
     responses=documented(DocumentNotFound),
 )
 async def follow_document(
     document_id: Id, parts: PartsOf, caller: Reader, last_event_id: Annotated[str | None, Header()] = None
-) -> EventSourceResponse:
+) -> EventStream:
     """Server-sent events named `document`, each the whole document, at every change of it or of its job's progress.
 
     The stream begins with the document as it is, unless Last-Event-ID names just that, and ends when it has settled (event `deleted`

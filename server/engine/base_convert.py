@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import shutil
+import struct
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 """(stage, done, total): the stages are waiting, tokenizer, weights, saving, downloading, fingerprint."""
 _HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model")
-_CONVERSION_ERRORS = (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, ImportError, OSError)
+_CONVERSION_ERRORS = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError, OSError, struct.error)
 """What readers of a foreign file format raise for one they do not like."""
 
 

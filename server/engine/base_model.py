@@ -109,7 +109,7 @@ def _rope_parameters(config: PretrainedConfig) -> list[dict[str, Any]]:
 
 def _load(directory: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     with quiet():
-        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=dtype,
             attn_implementation="sdpa",
@@ -118,6 +118,7 @@ def _load(directory: Path, device: torch.device, dtype: torch.dtype) -> PreTrain
             trust_remote_code=False,
             output_loading_info=True,
         )
+    model: PreTrainedModel
     model, info = loaded
     if info["missing_keys"]:  # transformers fills them with random numbers
         raise ValueError(f"the weights lack {sorted(info['missing_keys'])}")

@@ -126,7 +126,6 @@ class BatchEngine:
         for sequence in list(self.scheduler):
             if sequence.cancelled:
                 self._guarded(sequence, sequence.abandon)
-                self._remove(sequence)
             elif sequence.status is Status.WAITING and (error := sequence.load_error()):
                 self._fail(sequence, error)
 

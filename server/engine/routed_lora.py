@@ -1,8 +1,7 @@
 """Routed LoRA: each token of a packed row adds its own adapter's product to every linear layer, a bare token nothing.
 
-`RoutedLinear` stands in for a linear layer and keeps it inside; `install` and `uninstall` leave the model as it was. A `Route` is one
-step's plan for one bank of slots: which rows of the packed input wear which slot, and how much each layer counts. Knows nothing of
-sequences or artefacts.
+`RoutedLinear` stands in for a linear layer; `install` and `uninstall` leave the model as it was. A `Route` is one step's plan for one
+bank of slots: which rows of the packed input wear which slot, and how much each layer counts. Knows nothing of sequences or artefacts.
 """
 
 from __future__ import annotations
@@ -111,15 +110,19 @@ class Router:
         self.routes: tuple[Route, ...] = ()
 
 
-class RoutedLinear(nn.Module):
+class RoutedLinear(nn.Linear):
+    """Shares its weights with the layer it stands for and has its name, so that the model looks the same from outside."""
+
     def __init__(self, linear: nn.Linear, layer: int, router: Router) -> None:
-        super().__init__()
-        self.linear = linear
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
         self._layer = layer
         self._router = router
+        self._own = linear.forward
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.linear(x)
+        y: Tensor = self._own(x)
         for route in self._router.routes:
             route.add(self._layer, x, y)
         return y

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from collections.abc import Awaitable
 from typing import Final
 
-import structlog
 from kombu import Connection
 from sqlalchemy import text
 
@@ -19,7 +19,7 @@ from server.parts import Parts
 from server.problems import known
 from server.settings import Settings
 
-log = structlog.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS: Final = 5.0
 _KEPT_SECONDS: Final = 2.0
@@ -69,7 +69,7 @@ async def _error_of(name: str, check: Awaitable[None]) -> KmserveError | None:
     except Exception as error:  # whatever a driver raises, the part does not work
         ours = known(error)
         if ours is None:
-            log.warning("a part is not healthy", part=name, exc_info=error)
+            logger.warning("the %s is not healthy", name, exc_info=error)
         return ours or Unavailable(f"the {name} does not answer; the server's log says why")
     return None
 
