@@ -2,7 +2,7 @@
 #
 # Each target makes .venv and installs what is missing first. PYTHON names the interpreter that .venv is made with; TORCH_ARGS are
 # further arguments for pip when it installs torch, for example an index of CPU wheels:
-#   make demo PYTHON=python3.12 TORCH_ARGS='--index-url https://download.pytorch.org/whl/cpu'
+#   make demo PYTHON=python3.12 TORCH_ARGS='--index-url URL-OF-CPU-WHEELS'
 
 PYTHON ?= python3
 TORCH_ARGS ?=
@@ -22,7 +22,7 @@ SOURCES := server worker benchmarks clients/python/src scripts deploy tests
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help install demo up test test-unit test-rest test-full lint check openapi lock coverage clean
+.PHONY: help install demo up test test-unit test-rest test-full lint lint-format lint-ruff lint-types lint-imports lint-tenants check openapi lock coverage clean
 
 help:
 	@sed -n '1,6s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -46,11 +46,22 @@ test-rest: install
 test-full: test-unit
 	@$(PHASE) "all other tests, slow ones included" env $(PYTEST) --durations=20 $(SUITES)
 
-lint: install
+# `make -k lint` goes on after a failure.
+lint: lint-format lint-ruff lint-types lint-imports lint-tenants
+
+lint-format: install
 	@$(PHASE) "ruff format" $(BIN)/ruff format --check .
+
+lint-ruff: install
 	@$(PHASE) "ruff check" $(BIN)/ruff check .
+
+lint-types: install
 	@$(PHASE) "mypy" $(BIN)/mypy $(SOURCES)
+
+lint-imports: install
 	@$(PHASE) "import contracts" $(BIN)/lint-imports --no-cache
+
+lint-tenants: install
 	@$(PHASE) "tenant lint" $(BIN)/python -m scripts.lint_tenant
 
 check: lint test

@@ -1,9 +1,9 @@
 """The API in one process for tests: real routes, SQLite and blobs; fake engine, embedder, index and bell; keys of two tenants.
 
-    async def test_...(api: Api) -> None:
-        document = await api.uploaded("Staff get 31 days.")
-        await api.index(document["id"], ["Staff get 31 days."])
-        answer = await api.client.post("/ask", json={...})
+async def test_...(api: Api) -> None:
+    document = await api.uploaded("Staff get 31 days.")
+    await api.index(document["id"], ["Staff get 31 days."])
+    answer = await api.client.post("/ask", json={...})
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class Api:
     async def client_with(self, *scopes: str, tenant: str = ACME) -> httpx2.AsyncClient:
         return client_of(self.app, await self.key(*scopes, tenant=tenant))
 
-    async def uploaded(self, text: str = "Staff get 31 days of leave.", *, client: httpx2.AsyncClient | None = None, **fields: Any) -> dict[str, Any]:
+    async def uploaded(
+        self, text: str = "Staff get 31 days of leave.", *, client: httpx2.AsyncClient | None = None, **fields: Any
+    ) -> dict[str, Any]:
         response = await (client or self.client).post("/documents", json={"text": text, **fields})
         assert response.status_code in (200, 202), response.text
         document: dict[str, Any] = response.json()
@@ -141,7 +143,9 @@ async def running_api(settings: Settings) -> AsyncIterator[Api]:
     parts = fake_parts(settings, engine, index, ring)
     app = create_app(settings, parts)
     async with app.router.lifespan_context(app):
-        bare = Api(app=app, parts=parts, engine=engine, index_fake=index, ring=ring, client=client_of(app, None), stranger=client_of(app, None))
+        bare = Api(
+            app=app, parts=parts, engine=engine, index_fake=index, ring=ring, client=client_of(app, None), stranger=client_of(app, None)
+        )
         running = replace(bare, client=await bare.client_with(*ALL_SCOPES), stranger=await bare.client_with(*ALL_SCOPES, tenant=GLOBEX))
         async with running.client, running.stranger:
             yield running
@@ -188,7 +192,7 @@ def _ingested(job: Job, texts: Sequence[str]) -> Ingested:
 def _publish(session: Session, job: Job, gate: dict[str, Any], values: dict[str, Any]) -> str:
     digest = hashlib.sha256(uuid.uuid4().bytes).hexdigest()
     described = {"manifest_sha256": "e" * 64, "base_fingerprint": FINGERPRINT, "wears": None, "scope": "all", "gate": gate, **values}
-    owner = {"tenant_id": job.tenant_id, "document_id": job.document_id, "revision_id": job.revision_id, "job_id": job.id}
+    owner: dict[str, Any] = {"tenant_id": job.tenant_id, "document_id": job.document_id, "revision_id": job.revision_id, "job_id": job.id}
     module: Module = modules.insert_version(session, NewModule(**owner, digest=digest, **described))
     modules.activate(session, module)
     documents.advance(session, job, DocumentStatus.READY)

@@ -14,7 +14,9 @@ from starlette.types import Message
 class Exchange:
     """`start` sends the request, `line` waits for the next line of the body, `leave` closes the connection as a client would."""
 
-    def __init__(self, app: FastAPI, method: str, path: str, headers: dict[str, str], body: Iterable[bytes] = (b"",), *, cut: bool = False) -> None:
+    def __init__(
+        self, app: FastAPI, method: str, path: str, headers: dict[str, str], body: Iterable[bytes] = (b"",), *, cut: bool = False
+    ) -> None:
         self._app = app
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         kind = {"type": "http", "http_version": "1.1", "asgi": {"version": "3.0", "spec_version": "2.3"}, "scheme": "http"}

@@ -12,8 +12,8 @@ from server.retrieval.types import Hit, Point
 
 @dataclass(kw_only=True)
 class FakeEngine:
-    """Answers `pieces`, each text scored with `logprob` per character. `error` is raised instead of the first piece, `late_error` instead of
-    the last one; `gate` holds the pieces after the first until it is set."""
+    """Answers `pieces`, each text scored with `logprob` per character. `error` is raised for the first piece, `late_error`
+    for the last one; `gate` holds the pieces after the first until it is set."""
 
     pieces: tuple[str, ...] = ("31", " days")
     logprob: float = -0.5

@@ -100,7 +100,9 @@ async def test_nothing_of_a_deleted_document_is_left(api: Api) -> None:
     assert api.index_fake.entries == []
     assert api.engine.evicted == [digest]
     assert await counts(api) == [0, 0, 0, 0, 0]
-    audits = await api.sql(lambda session: [(row.action, row.document_id) for row in session.scalars(select(Audit).order_by(Audit.created_at))])
+    audits = await api.sql(
+        lambda session: [(row.action, row.document_id) for row in session.scalars(select(Audit).order_by(Audit.created_at))]
+    )
     assert audits == [("upload", document["id"]), ("delete", document["id"])]
 
 

@@ -116,7 +116,12 @@ async def test_events_show_every_change_until_the_document_has_settled(api: Api)
     document = await api.uploaded("Staff get 31 days.")
     stream = Exchange(api.app, "GET", f"/documents/{document['id']}/events", dict(api.client.headers)).start()
     name, first = await stream.event()
-    assert (name, first["status"], stream.status, stream.headers["content-type"]) == ("document", "ingesting", 200, "text/event-stream; charset=utf-8")
+    assert (name, first["status"], stream.status, stream.headers["content-type"]) == (
+        "document",
+        "ingesting",
+        200,
+        "text/event-stream; charset=utf-8",
+    )
     await api.index(document["id"], ["Staff get 31 days."])
     seen = [await stream.event()]
     while seen[-1][1]["status"] != "training":

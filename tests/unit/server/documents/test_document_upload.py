@@ -27,7 +27,7 @@ def incoming(api: Api) -> list[str]:
 
 
 async def test_a_file_is_taken_with_its_fields(api: Api) -> None:
-    fields = {"title": "Leave policy", "external_id": "hr-17", "metadata": '{"a": 1}', "train": "never", "preset": "paper"}
+    fields: dict[str, Any] = {"title": "Leave policy", "external_id": "hr-17", "metadata": '{"a": 1}', "train": "never", "preset": "paper"}
     response = await api.client.post("/documents", **form(**fields))
     document = response.json()
     assert response.status_code == 202
@@ -182,7 +182,8 @@ async def test_an_endless_preamble_is_read_no_further_either(api: Api) -> None:
         b'--b\r\nContent-Disposition: form-data; name="title"\r\n\r\nno file\r\n--b--\r\n',
         b"--b\r\nContent-Disposition: form-data\r\n\r\nno name\r\n--b--\r\n",
         b'--b\r\nContent-Disposition: form-data; name="title"\r\n\r\n\xff\xfe\r\n--b--\r\n',
-        b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\na\r\n--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nb\r\n--b--\r\n',
+        b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\na\r\n'
+        b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nb\r\n--b--\r\n',
     ],
 )
 async def test_a_broken_form_is_refused(api: Api, body: bytes) -> None:
@@ -206,7 +207,7 @@ async def test_a_broken_form_is_refused(api: Api, body: bytes) -> None:
         {"title": "x" * 301},
     ],
 )
-async def test_a_wrong_field_is_refused(api: Api, fields: dict[str, str]) -> None:
+async def test_a_wrong_field_is_refused(api: Api, fields: dict[str, Any]) -> None:
     response = await api.client.post("/documents", **form(**fields))
     assert (response.status_code, response.json()["code"]) == (422, "invalid_input")
     assert "x" * 100 not in response.text
@@ -248,7 +249,9 @@ async def test_a_client_that_goes_away_leaves_nothing(api: Api) -> None:
     half = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhalf'
     await Exchange(api.app, "POST", "/documents", headers, [half], cut=True).start().ended()
     assert incoming(api) == []
-    counts = await api.sql(lambda session: [session.scalar(select(func.count()).select_from(table)) for table in (Document, IdempotencyKey)])
+    counts = await api.sql(
+        lambda session: [session.scalar(select(func.count()).select_from(table)) for table in (Document, IdempotencyKey)]
+    )
     assert counts == [0, 0]
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 
@@ -55,10 +55,14 @@ def tokens(deltas: list[Delta]) -> tuple[int, ...]:
     return tuple(token for delta in deltas for token in delta.token_ids)
 
 
-async def running(engine: EmbeddedEngine, count: int) -> None:
+async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while engine.stats()["running"] != count:
+        while not condition():
             await asyncio.sleep(0.005)
+
+
+async def running(engine: EmbeddedEngine, count: int) -> None:
+    await until(lambda: engine.stats()["running"] == count)
 
 
 def test_it_is_an_engine(base: BaseModel) -> None:
@@ -70,7 +74,8 @@ async def test_requests_stream_side_by_side(engine: EmbeddedEngine, oracle: Orac
     refs: list[ArtefactRef | None] = [None, *(shelf.put(f"module-{seed}", tiny_artefact(base, seed)) for seed in range(3))]
     answers = await asyncio.gather(*(read(engine, tiny_request(str(n), tiny_prompt(n), ref)) for n, ref in enumerate(refs)))
     for number, (ref, answer) in enumerate(zip(refs, answers, strict=True)):
-        assert tokens(answer) == oracle.greedy(tiny_prompt(number), 8, ref and shelf.artefacts[ref.digest]).tokens
+        artefact = shelf.artefacts[ref.digest] if ref else None
+        assert tokens(answer) == oracle.greedy(tiny_prompt(number), 8, artefact).tokens
 
 
 async def test_deltas_arrive_while_the_answer_grows(engine: EmbeddedEngine) -> None:
@@ -157,9 +162,7 @@ async def test_loading_does_not_hold_up_others(base: BaseModel, shelf: Shelf) ->
 async def test_a_prefetched_module_is_there_when_asked_for(engine: EmbeddedEngine, base: BaseModel, shelf: Shelf) -> None:
     module = shelf.put("module", tiny_artefact(base, 1))
     engine.prefetch(module)
-    async with asyncio.timeout(5):
-        while not engine.stats()["host_loads"]:
-            await asyncio.sleep(0.005)
+    await until(lambda: engine.stats()["host_loads"] == 1)
     await read(engine, tiny_request("a", tiny_prompt(1), module))
     assert shelf.reads == ["module"]
 
@@ -177,9 +180,7 @@ async def test_evict_frees_once_idle(engine: EmbeddedEngine, base: BaseModel, sh
     await running(engine, 1)
     engine.evict("module")
     assert len(tokens(await reader)) == 100
-    async with asyncio.timeout(5):
-        while engine.stats()["module_slots"] or engine.stats()["host_adapters"]:
-            await asyncio.sleep(0.005)
+    await until(lambda: not engine.stats()["module_slots"] and not engine.stats()["host_adapters"])
 
 
 async def test_drain_finishes_what_runs_and_refuses_the_rest(base: BaseModel) -> None:

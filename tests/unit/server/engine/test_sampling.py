@@ -37,8 +37,8 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
 
 
 def test_a_nucleus_wider_than_the_guess_is_found() -> None:
-    flat = torch.zeros(4 * NUCLEUS_GUESS)
-    assert len(set(draws(2000, flat, top_p=0.9))) > NUCLEUS_GUESS
+    flat = torch.zeros(2 * NUCLEUS_GUESS)
+    assert max(draws(40, flat, top_p=0.9)) > NUCLEUS_GUESS
 
 
 def test_a_seed_repeats_its_draws_whatever_runs_beside_it() -> None:

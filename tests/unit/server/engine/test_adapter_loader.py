@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from server.engine.adapter_loader import loader
+from server.engine.base_model import adapted_layers
+from server.engine.request import ArtefactRef, Scope
+from server.errors import ModuleCorrupt, ModuleWrongBase
+from server.modules.artefact import Artefact, write_artefact
+from tests.support.tiny_models import tiny_artefact, tiny_base
+
+BASE = tiny_base(dtype=torch.float64)
+LAYERS = adapted_layers(BASE.model)
+
+
+def written(directory: Path, artefact: Artefact) -> ArtefactRef:
+    return write_artefact(
+        directory, a=artefact.a, b=artefact.b, manifest=artefact.manifest, base_model_name="tiny", composition=artefact.composition
+    )
+
+
+def test_files_become_tensors_as_the_slots_want_them(tmp_path: Path) -> None:
+    artefact = tiny_artefact(BASE, 1, rank=3, scope=Scope.ANSWER, extractor=True)
+    adapter = loader(BASE, LAYERS, 8)(written(tmp_path / "module", artefact))
+    assert adapter.scope is Scope.ANSWER
+    assert adapter.scaling == 1.5
+    assert artefact.composition is not None
+    assert adapter.w_km is not None
+    for number, name in enumerate(LAYERS):
+        pair = adapter.tensors[number]
+        assert pair is not None
+        assert torch.equal(pair[0], artefact.a[name].double())
+        assert torch.equal(pair[1], artefact.b[name].T.double())
+        assert adapter.w_km[number] == artefact.composition.weights(name)[0]
+    assert adapter.nbytes == 2 * artefact.nbytes
+
+
+def test_a_damaged_file_is_corrupt(tmp_path: Path) -> None:
+    ref = written(tmp_path / "module", tiny_artefact(BASE, 1))
+    path = ref.directory / "adapter_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ModuleCorrupt):
+        loader(BASE, LAYERS, 8)(ref)
+
+
+def test_a_module_of_another_base_is_refused(tmp_path: Path) -> None:
+    artefact = tiny_artefact(BASE, 1)
+    foreign = replace(artefact, manifest=replace(artefact.manifest, base_fingerprint="other"))
+    with pytest.raises(ModuleWrongBase):
+        loader(BASE, LAYERS, 8)(written(tmp_path / "module", foreign))
