@@ -94,7 +94,8 @@ class IngestLoop:
             self._wanted.clear()
             if not await self._survive():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wanted.wait(), self._poll_seconds)
+                    async with asyncio.timeout(self._poll_seconds):
+                        await self._wanted.wait()
 
     async def _survive(self) -> bool:
         """A database out of reach, or a defect of ours, must not end the loop: the lease runs out and the job is taken up again."""
@@ -197,12 +198,28 @@ class IngestLoop:
     async def _write(
         self, step: Callable[Concatenate[Session, Arguments], Result], *arguments: Arguments.args, **named: Arguments.kwargs
     ) -> Result:
-        async with self._database.write() as session:
-            return await session.run_sync(step, *arguments, **named)
+        async def transaction() -> Result:
+            async with self._database.write() as session:
+                return await session.run_sync(step, *arguments, **named)
+
+        return await _whole(transaction())
 
     async def _read(self, step: Callable[[Session, Job], Result], job: Job) -> Result:
-        async with self._database.read() as session:
-            return await session.run_sync(step, job)
+        async def transaction() -> Result:
+            async with self._database.read() as session:
+                return await session.run_sync(step, job)
+
+        return await _whole(transaction())
+
+
+async def _whole(transaction: Coroutine[Any, Any, Result]) -> Result:
+    """Let a transaction end even when its caller is cancelled: cut off half-way, a database driver may swallow the cancellation."""
+    task = asyncio.create_task(transaction)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def _failure(job: Job, error: Exception) -> tuple[str, str]:

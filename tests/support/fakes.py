@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from server.engine.request import ArtefactRef, Delta, EngineRequest, FinishReason, Score
@@ -13,7 +13,7 @@ from server.retrieval.types import Hit, Point
 @dataclass(kw_only=True)
 class FakeEngine:
     """Answers `pieces`, each text scored with `logprob` per character. `error` is raised for the first piece, `late_error`
-    for the last one; `gate` holds the pieces after the first until it is set."""
+    for the last one; `gate` holds the pieces after the first until it is set; `before` runs first of all."""
 
     pieces: tuple[str, ...] = ("31", " days")
     logprob: float = -0.5
@@ -21,6 +21,7 @@ class FakeEngine:
     error: Exception | None = None
     late_error: Exception | None = None
     gate: asyncio.Event | None = None
+    before: Callable[[], Awaitable[None]] | None = None
     requests: list[EngineRequest] = field(default_factory=list)
     scored: list[tuple[EngineRequest, tuple[str, ...]]] = field(default_factory=list)
     prefetched: list[ArtefactRef] = field(default_factory=list)
@@ -31,6 +32,8 @@ class FakeEngine:
 
     async def submit(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         self.requests.append(request)
+        if self.before is not None:
+            await self.before()
         try:
             if self.error is not None:
                 raise self.error

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from server.engine.base_model import BaseModel
@@ -32,6 +32,8 @@ class Oracle:
         self._base = base
         self._model: PreTrainedModel | PeftModel = copy.deepcopy(base.model)
         self._known: list[Artefact] = []
+        self._layers: list[tuple[str, LoraLayer]] = []
+        """Those that have an adapter, by their names in the causal LM."""
 
     def greedy(self, prompt: Prompt, max_tokens: int, module: Artefact | None = None, extractor: Artefact | None = None) -> Answer:
         cache = DynamicCache(config=self._base.model.config)
@@ -66,7 +68,7 @@ class Oracle:
         return logits
 
     def _activate(self, artefacts: list[Artefact]) -> None:
-        for _, layer in self._layers():
+        for _, layer in self._layers:
             layer.enable_adapters(bool(artefacts))
             if artefacts:
                 layer.set_adapter([self._name(artefact) for artefact in artefacts])
@@ -76,7 +78,7 @@ class Oracle:
         for artefact, side in ((module, 0), (extractor, 1)):
             if artefact is not None:
                 name = self._name(artefact)
-                for path, layer in self._layers():
+                for path, layer in self._layers:
                     weights = extractor.composition.weights(path) if extractor and extractor.composition else (1.0, 1.0)
                     layer.scaling[name] = weights[side] * artefact.scaling
 
@@ -96,13 +98,9 @@ class Oracle:
             self._model.add_adapter(name, config, autocast_adapter_dtype=False)
         else:
             self._model = get_peft_model(self._model, config, adapter_name=name, autocast_adapter_dtype=False).eval()
-        for path, layer in self._layers():
+        modules = self._model.named_modules()
+        self._layers = [(path.removeprefix("base_model.model."), layer) for path, layer in modules if isinstance(layer, LoraLayer)]
+        for path, layer in self._layers:
             if path in artefact.a:
                 layer.lora_A.get_submodule(name).weight.data.copy_(artefact.a[path])  # type: ignore[operator]
                 layer.lora_B.get_submodule(name).weight.data.copy_(artefact.b[path])  # type: ignore[operator]
-
-    def _layers(self) -> Iterator[tuple[str, LoraLayer]]:
-        """The layers that have an adapter, by their names in the causal LM."""
-        for path, layer in self._model.named_modules():
-            if isinstance(layer, LoraLayer) and isinstance(layer, nn.Module):
-                yield path.removeprefix("base_model.model."), layer

@@ -39,6 +39,7 @@ BYTES = 256
 EOS = 257
 VOCABULARY = 260
 CONTEXT = 512
+FINGERPRINT = "0" * 64
 
 _SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -108,7 +109,7 @@ def base_of(model: PreTrainedModel) -> BaseModel:
         name="tiny",
         model=model,
         tokenizer=byte_tokenizer(),
-        fingerprint="tiny",
+        fingerprint=FINGERPRINT,
         device=torch.device("cpu"),
         dtype=model.dtype,
         eos_ids=frozenset({EOS}),

@@ -51,6 +51,6 @@ def test_a_damaged_file_is_corrupt(tmp_path: Path) -> None:
 
 def test_a_module_of_another_base_is_refused(tmp_path: Path) -> None:
     artefact = tiny_artefact(BASE, 1)
-    foreign = replace(artefact, manifest=replace(artefact.manifest, base_fingerprint="other"))
+    foreign = replace(artefact, manifest=replace(artefact.manifest, base_fingerprint="1" * 64))
     with pytest.raises(ModuleWrongBase):
         loader(BASE, LAYERS, 8)(written(tmp_path / "module", foreign))

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from server.engine.attention import PackedStep, Span, packed_attention, packing
+from server.engine.attention import Kind, PackedStep, Span, packed_attention, packing
 from server.engine.kv_cache import KvCache, KvRow
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
@@ -51,13 +50,15 @@ class Sequences:
             query, key, value = (torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True))
             out, _ = packed_attention(Layer(), query, key, value, None, **self.kwargs)
         assert out.shape == (1, offset, HEADS, DIM)
-        for number, rows in zip([n for n, size in enumerate(sizes) if size], out[0].split([size for size in sizes if size]), strict=True):
+        for number, rows in zip(
+            [n for n, size in enumerate(sizes) if size], torch.split(out[0], [size for size in sizes if size]), strict=True
+        ):
             self.outputs[number].append(rows)
             self.done[number] += len(rows)
 
     def check(self) -> None:
         for (query, key, value), outputs in zip(self.tensors, self.outputs, strict=True):
-            out = torch.cat(outputs)
+            out = torch.cat(outputs) if outputs else query.new_empty(0, HEADS, DIM)
             expected = plain_attention(query[0], key[0], value[0], **self.kwargs)[: len(out)]
             assert torch.allclose(out, expected, atol=1e-12)
 
@@ -116,7 +117,7 @@ def test_few_sequences_in_high_rows_go_one_by_one() -> None:
 def test_attention_with_more_to_it_is_refused(unsupported: str) -> None:
     tensor = torch.zeros(1, KV_HEADS, 1, DIM)
     with pytest.raises(NotImplementedError):
-        packed_attention(Layer(), tensor, tensor, tensor, None, **{unsupported: tensor})
+        packed_attention(Layer(), tensor, tensor, tensor, None, None, None, None, **{unsupported: tensor})
     with pytest.raises(NotImplementedError):
         packed_attention(Layer(), tensor, tensor, tensor, tensor)
 
@@ -126,6 +127,6 @@ def test_a_step_remembers_how_the_layers_attended() -> None:
     assert held is not None
     step = PackedStep([Span(held=held, start=0, tokens=1, offset=0)], CPU)
     with packing(step):
-        packed_attention(Layer(), torch.zeros(1, HEADS, 1, DIM), *[torch.zeros(1, KV_HEADS, 1, DIM)] * 2, None, sliding_window=3)
-    assert [(kind.layer, kind.window) for kind in step.kinds] == [(0, 3)]
-    assert SimpleNamespace(**vars(step.kinds[0])).scaling == DIM**-0.5
+        query, key = torch.zeros(1, HEADS, 1, DIM), torch.zeros(1, KV_HEADS, 1, DIM)
+        packed_attention(Layer(), query, key, key, None, sliding_window=3)
+    assert step.kinds == [Kind(layer=0, scaling=DIM**-0.5, window=3, softcap=None)]

@@ -112,11 +112,9 @@ def test_memory_is_taken_and_given_back() -> None:
     first, second = sequence("a"), sequence("b", module="m")
     scheduled.add(first)
     scheduled.add(second)
-    scheduled.plan()
-    assert second.status is Status.WAITING
+    assert planned(scheduled) == [("a", 0, 4)]
     scheduled.remove(first)
-    scheduled.plan()
-    assert second.status is Status.RUNNING
+    assert planned(scheduled) == [("b", 0, 4)]
     scheduled.remove(second)
     assert scheduled.cache.reserved == 0
 

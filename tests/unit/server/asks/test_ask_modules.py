@@ -1,0 +1,132 @@
+"""`POST /ask`: modules that may not answer, extractors that are worn, revisions that are not mixed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import insert, select
+
+from server.db import jobs
+from server.db.clock import db_now
+from server.db.tables import Extractor, JobKind, Module
+from server.errors import ExtractorUnavailable, ModuleCorrupt, ModuleWrongBase
+from tests.support.api import ACME, OPEN_BOOK, Api
+from tests.support.asking import ask, ready, refused
+from tests.support.rows import add_revision
+
+
+async def module_row(api: Api, digest: str) -> Module:
+    found: Module = await api.sql(
+        lambda session: session.scalars(select(Module).where(Module.digest == digest, Module.tenant_id == ACME)).one()
+    )
+    return found
+
+
+async def test_a_damaged_module_is_quarantined_and_refused_from_then_on(api: Api) -> None:
+    document, _, digest = await ready(api, gate=OPEN_BOOK)
+    files = api.parts.modules.path(ACME, document, digest)
+    files.mkdir(parents=True)
+    before = (await api.client.get(f"/documents/{document}")).headers["etag"]
+    api.engine.error = ModuleCorrupt("damaged", reason="the digest of the tensors is not the expected one", digest=digest)
+    for _ in range(2):
+        assert (await refused(api, document_id=document, mode="closed_book"))[:2] == (503, "module_corrupt")
+        api.engine.error = None
+    row = await module_row(api, digest)
+    assert (row.state, row.state_reason) == ("quarantined", "the digest of the tensors is not the expected one")
+    assert not files.exists()
+    assert api.engine.evicted == [digest]
+    shown = await api.client.get(f"/documents/{document}")
+    assert shown.json()["module"]["state"] == "quarantined"
+    assert shown.headers["etag"] != before
+    assert (await refused(api, document_id=document))[1] == "module_corrupt", "auto is not quietly answered by something else"
+    assert (await ask(api, document_id=document, fallback="retrieval"))["used"]["mode"] == "retrieval"
+
+
+async def test_a_damaged_extractor_does_not_quarantine_the_module(api: Api) -> None:
+    document, _, digest = await ready(api)
+    api.engine.error = ModuleCorrupt("damaged", reason="bad", digest="9" * 64)
+    assert (await refused(api, document_id=document, mode="closed_book"))[:2] == (503, "module_corrupt")
+    assert (await module_row(api, digest)).state == "published"
+
+
+async def test_a_module_of_another_base_model_is_refused_and_kept(api: Api) -> None:
+    document, _, digest = await ready(api, base_fingerprint="0" * 64)
+    assert (await refused(api, document_id=document, mode="open_book"))[:2] == (503, "module_wrong_base")
+    assert api.engine.requests == []
+    assert (await module_row(api, digest)).state == "published"
+
+
+async def test_a_module_whose_files_are_of_another_base_model_is_refused_and_kept(api: Api) -> None:
+    document, _, digest = await ready(api)
+    api.engine.error = ModuleWrongBase("other base", reason="fingerprint")
+    assert (await refused(api, document_id=document, mode="open_book"))[:2] == (503, "module_wrong_base")
+    assert (await module_row(api, digest)).state == "published"
+
+
+async def test_a_module_that_vanishes_with_its_document_is_not_found(api: Api) -> None:
+    document, _, digest = await ready(api)
+
+    async def deleted_meanwhile() -> None:
+        await api.client.delete(f"/documents/{document}")
+
+    api.engine.before = deleted_meanwhile
+    api.engine.error = ModuleCorrupt("damaged", reason="missing", digest=digest)
+    assert (await refused(api, document_id=document, mode="closed_book"))[:2] == (404, "document_not_found")
+
+
+async def extractor(api: Api, owner: str, lora: str, *, active: bool = True) -> None:
+    row = {
+        "id": f"ext_{lora[:4]}{owner}",
+        "owner": owner,
+        "lora_digest": lora,
+        "composition_digest": "c" + lora[1:],
+        "manifest_sha256": "e" * 64,
+    }
+    values = {**row, "base_fingerprint": "f" * 64, "scope": "answer", "active": active}
+    await api.sql(lambda session: session.execute(insert(Extractor).values(**values, created_at=db_now())))
+
+
+async def test_the_active_extractor_is_worn_with_passages_and_modules(api: Api) -> None:
+    document, _, _ = await ready(api)
+    await extractor(api, "system", "a" * 64)
+    for mode, worn in (("open_book", True), ("closed_book", True), ("retrieval", True), ("base", False), ("in_context", False)):
+        answer = await ask(api, document_id=document, mode=mode)
+        assert (answer["used"]["ke"], answer["used"]["composition"]) == (("a" * 64, "c" + "a" * 63) if worn else (None, None))
+    request = api.engine.requests[0]
+    assert request.extractor is not None
+    assert (request.extractor.scope, request.extractor.composition) == ("answer", "c" + "a" * 63)
+    await extractor(api, ACME, "b" * 64)
+    assert (await ask(api, document_id=document, mode="retrieval"))["used"]["ke"] == "b" * 64
+    await extractor(api, "globex", "d" * 64)
+    assert (await ask(api, document_id=document, mode="retrieval"))["used"]["ke"] == "b" * 64
+
+
+async def test_a_module_is_served_with_the_extractor_it_wears_or_not_at_all(api: Api) -> None:
+    document, _, _ = await ready(api, wears="b" * 64)
+    await extractor(api, "system", "a" * 64)
+    assert (await refused(api, document_id=document, mode="closed_book"))[:2] == (503, ExtractorUnavailable.code)
+    await extractor(api, ACME, "b" * 64, active=False)
+    assert (await ask(api, document_id=document, mode="closed_book"))["used"]["ke"] == "b" * 64
+
+
+async def test_two_revisions_are_never_mixed(api: Api) -> None:
+    """A module of an older revision answers with that revision's passages; auto goes with the newer one's by retrieval."""
+    document, old_passages, _ = await ready(api, gate=OPEN_BOOK)
+    new_passages = await _new_revision(api, document, ["Staff get 33 days of leave."])
+    closed = await ask(api, document_id=document, mode="open_book")
+    assert closed["used"]["passages"] == old_passages
+    assert len({citation["revision"] for citation in closed["citations"]}) == 1
+    auto = await ask(api, document_id=document)
+    assert (auto["used"]["mode"], auto["used"]["km"], auto["used"]["passages"]) == ("retrieval", None, new_passages)
+    other = await api.uploaded("Else.", train="never")
+    await api.index(other["id"], ["Nothing of that kind."])
+    assert (await refused(api, document_ids=[document, other["id"]], mode="open_book"))[1] == "module_not_ready"
+
+
+async def _new_revision(api: Api, document_id: str, texts: list[str]) -> list[str]:
+    def renew(session: Any) -> None:
+        add_revision(session, ACME, document_id, "rev_new", 2)
+        jobs.enqueue(session, tenant_id=ACME, document_id=document_id, revision_id="rev_new", kind=JobKind.INGEST, params={})
+
+    await api.sql(renew)
+    return await api.index(document_id, texts)
