@@ -20,7 +20,7 @@ from tests.support.scripted_api import Answer, ScriptedApi, answer, document, pr
         lambda _: problem(409, "idempotency_in_flight"),
         httpx2.ConnectError("refused"),
         httpx2.ReadError("reset"),
-        httpx2.ReadTimeout("slow"),
+        httpx2.ConnectTimeout("slow"),
     ],
 )
 def test_what_can_mend_is_tried_again(caller: Caller, trouble: Answer) -> None:
@@ -113,3 +113,9 @@ def test_a_good_answer_is_asked_for_once(caller: Caller) -> None:
     api = ScriptedApi(httpx2.Response(200, json=answer()))
     assert caller.call(api, "ask", "How long?").answer == "31 days"
     assert len(api.requests) == 1
+
+
+def test_a_server_that_is_too_slow_is_not_asked_again(caller: Caller) -> None:
+    api = ScriptedApi(httpx2.ReadTimeout("slow"))
+    with pytest.raises(errors.TimedOut, match="in time"):
+        caller.call(api, "ask", "Why?")

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 
 from kmserve_client.effects import Call, Reply
-from kmserve_client.errors import ConnectionFailed
+from kmserve_client.errors import ConnectionFailed, TimedOut
 from kmserve_client.retries import Retries
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -58,10 +58,11 @@ def reply_of(response: httpx2.Response, body: bytes) -> Reply:
 
 def connection_failed(error: httpx2.TransportError, url: str) -> ConnectionFailed:
     """`error` in words that name the server."""
+    failed: ConnectionFailed
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
         failed = ConnectionFailed(f"no server answers at {url}: {error}")
     elif isinstance(error, httpx2.TimeoutException):
-        failed = ConnectionFailed(f"{url} did not answer in time")
+        failed = TimedOut(f"{url} did not answer in time")
     else:
         failed = ConnectionFailed(f"the connection to {url} broke: {error or type(error).__name__}")
     failed.__cause__ = error

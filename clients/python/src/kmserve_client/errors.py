@@ -1,7 +1,8 @@
 """Every error the client raises, drawn once.
 
     KmserveClientError
-    ├── ConnectionFailed         no answer: refused, cut or timed out
+    ├── ConnectionFailed         no answer: refused or cut
+    │   └── TimedOut             the server took the request and did not answer in time
     ├── UnexpectedResponse       an answer that is not this API's
     ├── WaitTimeout              `wait` ran out of time; the work goes on
     ├── DocumentFailed           `wait` met a document that will not get there; carries code and detail
@@ -33,6 +34,10 @@ class KmserveClientError(Exception):
 
 
 class ConnectionFailed(KmserveClientError):
+    pass
+
+
+class TimedOut(ConnectionFailed):
     pass
 
 

@@ -154,7 +154,9 @@ def ready() -> Flow[bool]:
     """Whether the server answers and can serve. False for one that is still starting; raises ApiError where waiting will not help."""
     try:
         yield from send(Call(method="GET", path="/health/ready", timeout=10.0))
-    except (ApiError, ConnectionFailed) as error:
+    except ConnectionFailed:
+        return False
+    except ApiError as error:
         if not worth_repeating(error):
             raise
         return False

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kmserve_client.effects import Call, Effect, Flow, Open, Pause, Reply
-from kmserve_client.errors import ApiError, ConnectionFailed, api_error
+from kmserve_client.errors import ApiError, ConnectionFailed, TimedOut, api_error
 
 PASSING = frozenset({"starting", "engine_stopped", "database_unavailable", "index_unavailable", "unavailable", "http_503"})
 """503s that pass by themselves; the others (`module_corrupt`, ...) stay until somebody acts."""
@@ -66,7 +66,10 @@ def refusal(outcome: Reply | ConnectionFailed) -> ApiError | ConnectionFailed | 
 
 
 def worth_repeating(error: ApiError | ConnectionFailed) -> bool:
-    if isinstance(error, ConnectionFailed) or error.status == 429:
+    """Not after a timeout: a server that is too slow is not helped by being asked again."""
+    if isinstance(error, ConnectionFailed):
+        return not isinstance(error, TimedOut)
+    if error.status == 429:
         return True
     if error.status == 503:
         return error.code in PASSING
