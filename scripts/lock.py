@@ -14,6 +14,7 @@ import argparse
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -107,18 +108,19 @@ def _walk(requirements: Iterable[str], index: int, needs: Needs) -> None:
         for wanted in ("", *requirement.extras):
             if (name, wanted) not in seen:
                 seen.add((name, wanted))
-                waiting += [(Requirement(line), wanted) for line in _requires(name)]
+                waiting += [(needed, wanted) for needed in _requires(name)]
 
 
 def _applies(requirement: Requirement, index: int, extra: str) -> bool:
     return requirement.marker is None or requirement.marker.evaluate({**ENVIRONMENTS[index], "extra": extra})
 
 
-def _requires(name: str) -> list[str]:
+@cache
+def _requires(name: str) -> list[Requirement]:
     if name in WEIGHTS_ONLY:
         return []
     try:
-        return metadata.requires(name) or []
+        return [Requirement(line) for line in metadata.requires(name) or []]
     except metadata.PackageNotFoundError:
         return []
 

@@ -1,16 +1,17 @@
-"""The application: its factory, its lifespan, and the only place where parts are wired together.
+"""The application: its factory, its lifespan, and the wiring of its parts.
 
     python -m server.app        serves it, by the KMSERVE_* settings
 
-Migrations, locks and keys come before the first request; the base model is prepared and loaded behind it, and until then whatever needs
-it is answered 503 `starting`.
+Migrations, locks and keys come before the first request; the models are loaded behind it (`serving.py`), and until then whatever needs
+them is answered 503 `starting`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,7 +22,6 @@ from fastapi.openapi.utils import get_openapi
 from server import observability, startup
 from server.api_keys.keys import KeyMaker
 from server.api_keys.routes import router as api_keys
-from server.asks.prompting import Prompter
 from server.asks.routes import router as asks
 from server.background import keep_house
 from server.body_limit import BodyLimit
@@ -29,23 +29,14 @@ from server.db.blobs import BlobStore
 from server.db.migrate import upgrade
 from server.db.session import Database
 from server.documents.routes import router as documents
-from server.engine.base_model import BaseModel, load_base, prepare_base
-from server.engine.cores import ENGINE, CoreShare
-from server.engine.embedded import EmbeddedEngine
-from server.engine.options import EngineOptions
 from server.errors import KmserveError, Unavailable
 from server.health.routes import router as health
 from server.health.service import Doctor
 from server.jobs.bell import Bell
-from server.jobs.ingest_loop import IngestLoop
 from server.jobs.routes import router as jobs
 from server.modules.store import ModuleStore
-from server.parts import Loading, Models, Parts, Tasks
+from server.parts import Loading, Parts, Tasks
 from server.problems import Guard, Problem, install
-from server.retrieval.embedding import Embedder
-from server.retrieval.index import VectorIndex
-from server.retrieval.ingest import Ingestor, Limits
-from server.retrieval.passages import token_counter
 from server.settings import Settings, load_settings
 from server.transactions import writing
 
@@ -111,91 +102,16 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
 
 
 async def _models(parts: Parts) -> None:
-    """Prepare and load what answers, then ingest until the end. What goes wrong on the way is what readiness says from then on."""
+    """Load what answers, then serve until the end. What goes wrong on the way is what readiness says from then on."""
     try:
-        base, embedder = await asyncio.to_thread(_load, parts.settings, parts.models.progress)
+        await asyncio.to_thread(importlib.import_module, "server.serving")
+        from server.serving import serve  # its libraries take seconds to import, which the first requests need not wait for
+
+        await serve(parts)
     except Exception as error:
-        logger.exception("the models cannot be loaded")
-        parts.models.fail(
-            error if isinstance(error, KmserveError) else Unavailable("the models cannot be loaded; the server's log says why")
-        )
-        return
-    await _serve(parts, base, embedder)
-
-
-def _load(settings: Settings, progress: Callable[[str, int, int], None]) -> tuple[BaseModel, Embedder]:
-    prepared = prepare_base(settings.base_model, settings.root / "models", progress)
-    progress("loading", 0, 2)
-    base = load_base(prepared, device=settings.device, dtype=settings.dtype)
-    progress("loading", 1, 2)
-    return base, Embedder(settings.embedder, threads=settings.engine_threads)
-
-
-async def _serve(parts: Parts, base: BaseModel, embedder: Embedder) -> None:
-    settings = parts.settings
-    index = _index(settings, embedder)
-    engine: EmbeddedEngine | None = None
-    try:
-        await index.open()
-        options = _engine_options(settings)
-        engine = await asyncio.to_thread(EmbeddedEngine, base, options=options)
-        engine.start()
-        ingest = _ingest_loop(parts, base, embedder, index)
-        models = Models(
-            engine=engine,
-            prompter=Prompter(base.tokenizer, min(base.context_limit, options.kv_tokens)),
-            base_name=base.name,
-            base_fingerprint=base.fingerprint,
-            embedding=embedder,
-            index=index,
-            notify_ingest=ingest.notify,
-        )
-        parts.models.ready(models)
-        logger.info("ready: %s on %s in %s", base.name, base.device, base.dtype)
-        await ingest.run()
-    except KmserveError as error:
-        logger.error("cannot serve: %s", error.detail)
-        parts.models.fail(error)
-    finally:
-        if engine is not None:
-            await engine.drain(grace=GRACE_SECONDS)
-        await index.close()
-
-
-def _index(settings: Settings, embedder: Embedder) -> VectorIndex:
-    key = None if settings.qdrant_api_key is None else settings.qdrant_api_key.get_secret_value()
-    path = settings.root / "qdrant" if settings.qdrant_url is None else None
-    return VectorIndex(model=embedder.name, dimension=embedder.dimension, path=path, url=settings.qdrant_url, api_key=key)
-
-
-def _engine_options(settings: Settings) -> EngineOptions:
-    return EngineOptions(
-        slots=settings.module_slots,
-        host_bytes=settings.module_host_bytes,
-        max_rank=settings.max_rank,
-        max_batch=settings.max_batch_size,
-        max_queue=settings.max_queue,
-        threads=settings.engine_threads,
-        cores=CoreShare(settings.root / "cores", ENGINE) if settings.engine_threads is None else None,
-    )
-
-
-def _ingest_loop(parts: Parts, base: BaseModel, embedder: Embedder, index: VectorIndex) -> IngestLoop:
-    settings = parts.settings
-    limits = Limits(
-        parse_seconds=settings.parse_seconds,
-        parse_memory_bytes=settings.parse_memory_bytes,
-        max_characters=settings.max_document_characters,
-        passage_tokens=settings.passage_tokens,
-    )
-    return IngestLoop(
-        database=parts.database,
-        blobs=parts.blobs,
-        ingestor=Ingestor(index=index, embedder=embedder, count_base=token_counter(base.tokenizer), limits=limits),
-        ring=parts.ring,
-        lease_seconds=settings.lease_seconds,
-        max_attempts=settings.max_attempts,
-    )
+        logger.exception("the models cannot be served")
+        unknown = Unavailable("the models cannot be served; the server's log says why")
+        parts.models.fail(error if isinstance(error, KmserveError) else unknown)
 
 
 @asynccontextmanager

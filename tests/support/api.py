@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from server.db.migrate import upgrade
 from server.db.modules import NewModule
 from server.db.session import Database
 from server.db.tables import Document, DocumentStatus, Job, JobKind, Module, Revision
+from server.health.service import Doctor
 from server.jobs import ingest_records
 from server.modules.store import ModuleStore
 from server.parts import Loading, Models, Parts
@@ -39,9 +41,9 @@ from server.retrieval.ingest import Ingested, passage_id
 from server.retrieval.types import Page, ParsedDocument, PassageText, Point
 from server.settings import Settings
 from server.transactions import reading, writing
+from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.embeddings import FakeEmbedder
 from tests.support.fakes import Counter, FakeEngine, FakeIndex
-from tests.support.tiny_models import byte_tokenizer
 
 ACME = "acme"
 GLOBEX = "globex"
@@ -49,6 +51,7 @@ FINGERPRINT = "f" * 64
 CONTEXT = 2048
 ALL_SCOPES = ("ask", "documents:read", "documents:write", "evaluate")
 OPEN_BOOK = {"auto_mode": "open_book"}
+_COMPILED: dict[Any, Any] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,15 +144,20 @@ async def api(settings: Settings) -> AsyncIterator[Api]:
 async def running_api(settings: Settings) -> AsyncIterator[Api]:
     engine, index, ring = FakeEngine(), FakeIndex(), Counter()
     parts = fake_parts(settings, engine, index, ring)
-    app = create_app(settings, parts)
-    async with app.router.lifespan_context(app):
-        bare = Api(
-            app=app, parts=parts, engine=engine, index_fake=index, ring=ring, client=client_of(app, None), stranger=client_of(app, None)
-        )
-        running = replace(bare, client=await bare.client_with(*ALL_SCOPES), stranger=await bare.client_with(*ALL_SCOPES, tenant=GLOBEX))
-        async with running.client, running.stranger:
-            yield running
+    app = _application()
+    app.state.parts, app.state.doctor = parts, Doctor()
+    bare = Api(app=app, parts=parts, engine=engine, index_fake=index, ring=ring, client=client_of(app, None), stranger=client_of(app, None))
+    running = replace(bare, client=await bare.client_with(*ALL_SCOPES), stranger=await bare.client_with(*ALL_SCOPES, tenant=GLOBEX))
+    async with running.client, running.stranger:
+        yield running
+    await parts.tasks.finish()
     await parts.database.close()
+
+
+@cache
+def _application() -> FastAPI:
+    """One for all tests, for its routes take a while to be worked out; its parts are put in by hand, so its lifespan does not run."""
+    return create_app(Settings())
 
 
 def fake_parts(settings: Settings, engine: FakeEngine, index: FakeIndex, ring: Counter) -> Parts:
@@ -164,13 +172,20 @@ def fake_parts(settings: Settings, engine: FakeEngine, index: FakeIndex, ring: C
     )
     return Parts(
         settings=settings,
-        database=Database(settings.sql_url),
+        database=_database(settings),
         blobs=BlobStore(settings.root / "blobs"),
         modules=ModuleStore(settings.root / "modules"),
         keys=KeyMaker(b"a secret of the tests"),
         models=Loading(models),
         ring=ring,
     )
+
+
+def _database(settings: Settings) -> Database:
+    """With statements compiled once for all tests, which is what most of their time would go into."""
+    database = Database(settings.sql_url)
+    database.engine = database.engine.execution_options(compiled_cache=_COMPILED)
+    return database
 
 
 def document_row(tenant: str, document_id: str) -> Callable[[Session], Document | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,10 @@ class House:
         self.blobs.write_text(blob_of(document), text)
         return document, job.id
 
+    async def upload_beside(self) -> tuple[Uploaded, str]:
+        """While a loop runs: a write on its own thread would wait for a transaction that waits for the thread."""
+        return await asyncio.to_thread(self.upload)
+
     def job(self, job_id: str) -> Job:
         with self.rows.read() as session:
             return job_row(session, job_id)
@@ -94,9 +99,12 @@ class House:
     def later(self, step: Callable[..., Any], *arguments: Any) -> Hook:
         """A hook that does one thing to the database from outside the loop."""
 
-        async def hook() -> None:
+        def write() -> None:
             with self.rows.write() as session:
                 step(session, *arguments)
+
+        async def hook() -> None:
+            await asyncio.to_thread(write)
 
         return hook
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import (
     Gemma3ForCausalLM,
@@ -20,7 +19,6 @@ from transformers import (
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -32,6 +30,7 @@ from server.errors import ModuleCorrupt
 from server.modules.artefact import Artefact
 from server.modules.composition import Composition
 from server.modules.manifest import ArtefactKind, Manifest
+from tests.support.byte_tokenizer import byte_tokenizer as byte_tokenizer
 
 WINDOW = 8
 """Sliding window of the models that have one: shorter than the prompts of the tests."""
@@ -55,15 +54,6 @@ _SHAPE: dict[str, Any] = {
     "tie_word_embeddings": False,
     "initializer_range": 0.2,
 }
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, so that most random tokens are parts of characters; `<s>`, `</s>` and `<pad>` after them."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")  # type: ignore[no-untyped-call]
 
 
 def tiny_llama() -> PreTrainedModel:

@@ -58,6 +58,10 @@ def delete(session: Session, document: Uploaded) -> None:
     documents.tombstone(session, document.tenant_id, document.document_id)
 
 
+def rename(session: Session, table: str, name: str) -> None:
+    session.connection().exec_driver_sql(f"ALTER TABLE {table} RENAME TO {name}")
+
+
 EVERYWHERE = [*Stage, "indexed"]
 
 
@@ -295,7 +299,7 @@ class TestRun:
         loop = house.loop(poll_seconds=60)
         running = asyncio.create_task(loop.run())
         await asyncio.sleep(0.1)
-        document, _ = house.upload()
+        document, _ = await house.upload_beside()
         loop.notify()
         await until(lambda: house.document(document).status == DocumentStatus.TRAINING)
         await stopped(running)
@@ -303,7 +307,7 @@ class TestRun:
     async def test_without_a_notice_it_looks_by_itself(self, house: House) -> None:
         running = asyncio.create_task(house.loop(poll_seconds=0.05).run())
         await asyncio.sleep(0.1)
-        document, _ = house.upload()
+        document, _ = await house.upload_beside()
         await until(lambda: house.document(document).status == DocumentStatus.TRAINING)
         await stopped(running)
 
@@ -339,19 +343,17 @@ class TestRun:
         house.ingestor.hooks = {Stage.PARSING: wait_forever}
         running = asyncio.create_task(house.loop(poll_seconds=0.05).run())
         await until(lambda: not house.ingestor.hooks)
-        short, _ = house.upload()
+        short, _ = await house.upload_beside()
         await until(lambda: house.document(short).status == DocumentStatus.TRAINING)
         await stopped(running)
 
     async def test_a_database_out_of_reach_ends_no_lane(self, house: House, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.ERROR)
-        with house.rows.write() as session:
-            session.connection().exec_driver_sql("ALTER TABLE jobs RENAME TO hidden")
+        await house.later(rename, "jobs", "hidden")()
         running = asyncio.create_task(house.loop(poll_seconds=0.05).run())
         await until(lambda: "goes on after an error" in caplog.text)
-        with house.rows.write() as session:
-            session.connection().exec_driver_sql("ALTER TABLE hidden RENAME TO jobs")
-        document, _ = house.upload()
+        await house.later(rename, "hidden", "jobs")()
+        document, _ = await house.upload_beside()
         await until(lambda: house.document(document).status == DocumentStatus.TRAINING)
         await stopped(running)
 
