@@ -1,10 +1,14 @@
-"""A limit on request bodies that are read whole. Uploads are streamed and have a limit of their own."""
+"""Request bodies: how much of one is read, and what becomes of the rest of one that is refused.
+
+Bodies that are read whole have a limit here; uploads are streamed and have one of their own. A response that comes before its request's
+end closes the connection: the web server would otherwise read on, through a gigabyte if need be, to find the next request behind it.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,22 +23,37 @@ class BodyLimit:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or (scope["method"], scope["path"]) == _STREAMED:
+        if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        announced = Headers(scope=scope).get("content-length", "")
-        read = 0
+        body = _Body(scope, receive, send)
+        await self._app(scope, body.receive, body.send)
 
-        async def limited() -> Message:
-            nonlocal read
-            if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
-                raise _too_large()
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > MAX_BODY_BYTES:
-                raise _too_large()
-            return message
 
-        await self._app(scope, limited, send)
+class _Body:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "0")
+        self._receive = receive
+        self._send = send
+        self._announced = int(length) if length.isdecimal() else 0
+        self._limited = (scope["method"], scope["path"]) != _STREAMED
+        self._read = 0
+        self._pending = self._announced > 0 or "transfer-encoding" in headers
+
+    async def receive(self) -> Message:
+        if self._limited and self._announced > MAX_BODY_BYTES:
+            raise _too_large()
+        message = await self._receive()
+        self._pending = self._pending and message.get("more_body", False)
+        self._read += len(message.get("body", b""))
+        if self._limited and self._read > MAX_BODY_BYTES:
+            raise _too_large()
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and self._pending:
+            MutableHeaders(scope=message)["Connection"] = "close"
+        await self._send(message)
 
 
 def _too_large() -> HTTPException:

@@ -14,7 +14,7 @@ from pathlib import Path
 import typer
 from kmserve_client.aio import AsyncClient
 from kmserve_client.models import Answer, Document, Mode
-from kmserve_client.operations import failure_of
+from kmserve_client.operations import AskOptions, failure_of
 from rich.console import Console
 
 from server.cli_connection import CliError, console, read_key
@@ -26,7 +26,11 @@ from server.cli_up import start
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "clients" / "examples"
 ANSWER_TOKENS = 48
+TOP_K = 2
+"""Half of the policy, so that retrieval has something to find."""
 AT_ONCE = 8
+GRACE_SECONDS = 8.0
+"""A training that is interrupted here is of no more use: it needs no time for a checkpoint."""
 
 
 def demo() -> None:
@@ -52,7 +56,7 @@ def run_demo(output: Console, examples: Path, make_stack: Callable[..., Stack] =
         settings, environ = isolated(Path(folder) / "data")
         with phases.timed("prepare the base model"):
             prepare_apart(settings, environ)
-        stack = make_stack(settings, environ, log_dir=Path(folder))
+        stack = make_stack(settings, environ, log_dir=Path(folder), grace_seconds=GRACE_SECONDS)
         try:
             with phases.timed("start the API and the worker"):
                 start(stack)
@@ -93,7 +97,8 @@ async def _ask_all(client: AsyncClient, document_id: str, questions: Sequence[Qu
     async def one(mode: Mode, question: Question) -> Answer:
         async with limit:
             score = [question.gold, question.wrong]
-            return await client.ask(question.text, document_id=document_id, mode=mode, max_tokens=ANSWER_TOKENS, score=score)
+            options = AskOptions(document_id=document_id, mode=mode, top_k=TOP_K, max_tokens=ANSWER_TOKENS, score=score)
+            return await client.ask(question.text, **options)
 
     pairs = [(mode, question) for mode in MODES for question in questions]
     answers = await asyncio.gather(*(one(mode, question) for mode, question in pairs))

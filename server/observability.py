@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import MutableMapping
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import structlog
 from asgi_correlation_id import CorrelationIdMiddleware, correlation_id
@@ -28,8 +28,8 @@ _SECRETS: Final = frozenset(
 log = structlog.get_logger("server.access")
 
 
-def configure(settings: Settings) -> None:
-    """Set up the process's logging; the last call wins."""
+def configure(settings: Settings, stream: TextIO | None = None) -> None:
+    """Set up the process's logging, to standard error unless told otherwise; the last call wins."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         _request_id,
@@ -49,12 +49,12 @@ def configure(settings: Settings) -> None:
         # Never with local variables: they hold keys and documents.
         ends = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
     removed = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-    handler = logging.StreamHandler()
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[removed, *ends]))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
-    for chatty in ("httpx", "httpcore", "filelock", "asgi_correlation_id", "uvicorn.access"):
+    for chatty in ("httpx", "httpx2", "httpcore", "httpcore2", "filelock", "asgi_correlation_id", "uvicorn.access"):
         logging.getLogger(chatty).setLevel("WARNING")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -21,6 +21,14 @@ HEARTBEAT_SECONDS: Final = 15.0
 def sse(name: str, data: BaseModel | str, number: int | str) -> bytes:
     """One server-sent event; `data` is a model, or JSON already."""
     return format_sse_event(data_str=data if isinstance(data, str) else data.model_dump_json(), event=name, id=str(number))
+
+
+def described(events: Mapping[str, str]) -> dict[str, Any]:
+    """OpenAPI's content of a stream of these events: name -> what its data, JSON in a string, holds."""
+    name = {"type": "string", "enum": list(events), "description": "; ".join(f"`{event}`: {data}" for event, data in events.items())}
+    data = {"type": "string", "contentMediaType": "application/json"}
+    fields = {"event": name, "data": data, "id": {"type": "string"}}
+    return {"text/event-stream": {"schema": {"type": "object", "required": list(fields), "properties": fields}}}
 
 
 class EventStream(StreamingResponse):

@@ -32,17 +32,20 @@ from server.errors import (
 from server.parts import Parts, PartsOf
 from server.problems import documented, known, problem_json
 from server.security import Asker, Caller, KeyScope
-from server.streams import EventStream, sse, unless_gone
+from server.streams import EventStream, described, sse, unless_gone
 
 router = APIRouter(tags=["questions"])
 logger = logging.getLogger(__name__)
 
-_EVENTS: Final = (
-    "With `stream`: server-sent events `answer.started` {request_id, used}, `citation`, `answer.delta` {text}, and `answer.completed` with "
-    "the whole answer; or `error` with a problem document."
-)
+_EVENTS: Final = {
+    "answer.started": "`{request_id, used}`",
+    "citation": "a Citation",
+    "answer.delta": "`{text}`",
+    "answer.completed": "the whole Answer",
+    "error": "a Problem, and the stream ends",
+}
 _ANSWERED: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string", "description": _EVENTS}}}, "description": "The answer."}
+    200: {"content": described(_EVENTS), "description": "The answer; with `stream`, as server-sent events while it is written."}
 }
 _ASK_ERRORS: Final = (
     DocumentNotFound,

@@ -29,7 +29,7 @@ from server.parts import Parts, PartsOf
 from server.problems import documented
 from server.schemas import Id, inline_schema
 from server.security import Caller, Reader, Writer
-from server.streams import EventStream
+from server.streams import EventStream, described
 from server.transactions import writing
 
 router = APIRouter(tags=["documents"])
@@ -59,6 +59,10 @@ _BODY: Final[dict[str, Any]] = {
     }
 }
 _SAME: Final[dict[str, Any]] = {"model": Uploaded, "description": "The tenant has a document with these bytes: it is returned."}
+_EVENTS: Final[dict[str, Any]] = {
+    "content": described({"document": "a Document", "deleted": "`{document_id}`, and the stream ends"}),
+    "description": "Server-sent events.",
+}
 _UPLOAD_ERRORS: Final = (
     TooLarge,
     UnsupportedMediaType,
@@ -154,8 +158,9 @@ async def get_document(
 @router.get(
     "/documents/{document_id}/events",
     operation_id="follow_document",
+    status_code=200,
     response_class=EventStream,
-    responses=documented(DocumentNotFound),
+    responses={200: _EVENTS, **documented(DocumentNotFound)},
 )
 async def follow_document(
     document_id: Id, parts: PartsOf, caller: Reader, last_event_id: Annotated[str | None, Header()] = None

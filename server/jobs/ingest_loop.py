@@ -84,10 +84,19 @@ class IngestLoop:
 
     async def run_once(self) -> bool:
         """Serve the next job to its end; whether there was one."""
-        job = await self._write(jobs.claim, JobKind.INGEST, self._owner, self._lease_seconds)
+        job = await self._claim()
         if job is not None:
             await self._serve(job)
         return job is not None
+
+    async def _claim(self) -> Job | None:
+        claim = asyncio.create_task(self._write(jobs.claim, JobKind.INGEST, self._owner, self._lease_seconds))
+        try:
+            return await asyncio.shield(claim)
+        except asyncio.CancelledError:
+            if (job := await claim) is not None:
+                await self._hand_back(job)
+            raise
 
     async def _lane(self) -> None:
         while True:
@@ -134,17 +143,21 @@ class IngestLoop:
                 await asyncio.to_thread(self._ring)
 
     async def _watched(self, job: Job, work: Coroutine[Any, Any, bool]) -> bool:
-        """Do the work while extending the lease; a cancelled job or a lost lease ends the work."""
+        """Do the work while extending the lease, and cut it short when the job is to be cancelled.
+
+        A lost lease is left to the work to notice, whose every write is fenced: it may just have ended the job itself.
+        """
         task = asyncio.create_task(work)
         try:
-            while not (await asyncio.wait({task}, timeout=min(self._lease_seconds / 3, SLOWEST_BEAT_SECONDS)))[0]:
-                if await self._write(jobs.heartbeat, job.id, job.attempt, self._lease_seconds):
-                    raise IngestStopped
+            with contextlib.suppress(JobLost):
+                while not (await asyncio.wait({task}, timeout=min(self._lease_seconds / 3, SLOWEST_BEAT_SECONDS)))[0]:
+                    if await self._write(jobs.heartbeat, job.id, job.attempt, self._lease_seconds):
+                        raise IngestStopped
+            return await task
         finally:
             if not task.done():
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        return await task
 
     async def _ingest(self, job: Job) -> bool:
         """Whether there is a training to ring for."""
@@ -213,7 +226,7 @@ class IngestLoop:
 
 
 async def _whole(transaction: Coroutine[Any, Any, Result]) -> Result:
-    """Let a transaction end even when its caller is cancelled: cut off half-way, a database driver may swallow the cancellation."""
+    """Let a transaction end even when its caller is cancelled: cut off half-way, nobody would know whether it was committed."""
     task = asyncio.create_task(transaction)
     try:
         return await asyncio.shield(task)

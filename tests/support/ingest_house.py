@@ -73,7 +73,7 @@ class House:
             if columns:
                 session.execute(update(Document).where(Document.id == document.document_id).values(**columns))
             job = jobs.enqueue(session, **vars(document), kind=JobKind.INGEST, params={}, max_attempts=3)
-        self.blobs.write_text(blob_of(document), text)
+            self.blobs.write_text(blob_of(document), text)
         return document, job.id
 
     async def upload_beside(self) -> tuple[Uploaded, str]:

@@ -1,6 +1,7 @@
 """HTML to the text a reader would see: blocks on lines of their own, lists with marks, table rows with bars. Styles are not computed.
 
-Markdown and DOCX come through here as well.
+A heading has two blank lines before it, so that a text is cut rather there than within a section. Markdown and DOCX come through here
+as well.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ _DROPPED: Final = (
     "head, script, style, template, noscript, nav, svg, math, canvas, iframe, object, embed, audio, video, select, "
     "[hidden], [aria-hidden=true]"
 )
+_HEADING: Final = re.compile("h[1-6]")
 _PARAGRAPH: Final = re.compile("p|h[1-6]|ul|ol|dl|table|pre|blockquote|section|article|main|aside|figure|form|hr")
 _LINE: Final = re.compile("div|li|tr|dt|dd|address|header|footer|caption|figcaption|details|summary|fieldset|legend|body|thead|tbody|tfoot")
 _LISTS: Final = frozenset(("ul", "ol"))
@@ -87,6 +89,8 @@ class _Writer:
             self._spaced = True
         elif tag == "img":
             self._write(f" {node.attributes.get('alt') or ''} ")
+        elif _HEADING.fullmatch(tag):
+            self._owed = 3
         self._break(tag)
         if tag in _LISTS:
             self._lists.append(_start(node) if tag == "ol" else None)
@@ -113,7 +117,7 @@ class _Writer:
         if self._row and tag != "tr":
             self._write(" " if _PARAGRAPH.fullmatch(tag) or _LINE.fullmatch(tag) else "")
         elif _PARAGRAPH.fullmatch(tag) and not nested_list:
-            self._owed = 2
+            self._owed = max(self._owed, 2)
         elif nested_list or _LINE.fullmatch(tag):
             self._owed = max(self._owed, 1)
 

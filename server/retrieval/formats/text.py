@@ -21,7 +21,7 @@ _NEWLINES: Final = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _FORBIDDEN: Final = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufeff\ufffe\uffff]")
 """Control characters (PostgreSQL stores no NUL), lone surrogates (which have no UTF-8) and what is not a character."""
 _LINE_ENDS: Final = re.compile(r"[^\S\n]+(?=\n)")
-_BLANK_LINES: Final = re.compile(r"\n{3,}")
+_BLANK_LINES: Final = re.compile(r"\n{4,}")
 
 
 def read_text(data: bytes) -> str:
@@ -43,9 +43,9 @@ def decode(data: bytes, declared: str | None = None) -> str:
 
 
 def clean(text: str) -> str:
-    """Newlines as \\n, at most one blank line in a row, nothing that cannot be stored, no white space around or at a line's end."""
+    """Newlines as \\n, at most two blank lines in a row, nothing that cannot be stored, no white space around or at a line's end."""
     text = _FORBIDDEN.sub("", _NEWLINES.sub("\n", text)).replace("\u00a0", " ")
-    return _BLANK_LINES.sub("\n\n", _LINE_ENDS.sub("", text)).strip()
+    return _BLANK_LINES.sub("\n\n\n", _LINE_ENDS.sub("", text)).strip()
 
 
 def _strict(data: bytes, encoding: str) -> str | None:

@@ -247,7 +247,10 @@ def test_a_module_whose_output_is_not_finite_ends_its_request_and_taints_nobody(
     broken = tiny_artefact(base, 1)
     next(iter(broken.b.values())).fill_(float("nan"))
     engine = make(max_batch=3)
-    requests = [tiny_request("bad", tiny_prompt(1), shelf.put("bad", broken)), *(tiny_request(str(n), tiny_prompt(n)) for n in range(6))]
+    requests = [
+        tiny_request("bad", tiny_prompt(1, bare=30), shelf.put("bad", broken)),
+        *(tiny_request(str(n), tiny_prompt(n)) for n in range(6)),
+    ]
     bad, *others = [start(engine, request) for request in requests]
     finish(engine)
     assert isinstance(bad.error, Unavailable)
@@ -293,6 +296,16 @@ def test_a_reused_slot_holds_nothing_of_its_last_owner(base: BaseModel, make: Ma
     for ref in (large, small, large, partial, small):
         assert answer(engine, tiny_request("a", prompt, ref)).tokens == spoken(oracle, prompt, 8, shelf.artefacts[ref.digest])
     assert engine.stats()["slot_evictions"] == 4
+
+
+def test_steps_of_the_same_shape_wear_what_their_own_requests_wear(base: BaseModel, make: Make, oracle: Oracle, shelf: Shelf) -> None:
+    engine = make(slots=2)
+    refs = [shelf.put(f"module-{seed}", tiny_artefact(base, seed)) for seed in range(2)]
+    prompt = tiny_prompt(1)
+    for ref in (*refs, *refs):
+        told = answer(engine, tiny_request("a", prompt, ref, max_tokens=1)).tokens
+        assert told == spoken(oracle, prompt, 1, shelf.artefacts[ref.digest])
+    assert spoken(oracle, prompt, 1, shelf.artefacts["module-0"]) != spoken(oracle, prompt, 1, shelf.artefacts["module-1"])
 
 
 def test_an_evicted_module_is_read_again(base: BaseModel, make: Make, shelf: Shelf) -> None:

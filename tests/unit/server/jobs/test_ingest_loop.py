@@ -315,13 +315,22 @@ class TestRun:
         document, job_id = house.upload()
         house.ingestor.hooks = {"indexed": wait_forever}
         running = asyncio.create_task(house.loop().run())
-        await until(lambda: house.job(job_id).stage == Stage.INDEXING)
+        await until(lambda: not house.ingestor.hooks)
         await stopped(running)
         job = house.job(job_id)
         assert (job.state, job.lease_owner, job.max_attempts - job.attempt) == (JobState.QUEUED, None, 3)
         await house.loop().run_once()
         assert house.document(document).status == DocumentStatus.TRAINING
         assert len(house.passages(document)) == 1
+
+    async def test_a_job_claimed_at_the_moment_of_shutdown_is_handed_back(self, house: House) -> None:
+        _, job_id = house.upload()
+        serving = asyncio.create_task(house.loop().run_once())
+        await asyncio.sleep(0)
+        serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+        assert (house.job(job_id).state, house.job(job_id).lease_owner) == (JobState.QUEUED, None)
 
     async def test_shutdown_of_a_deleted_documents_ingest_cleans_up(self, house: House) -> None:
         document, job_id = house.upload()

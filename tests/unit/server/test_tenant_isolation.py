@@ -1,0 +1,105 @@
+"""Two tenants: for every operation, what is another's is as good as absent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.api import GLOBEX, OPEN_BOOK, Api, api, migrated_file, settings
+from tests.support.asking import LEAVE, ready
+
+__all__ = ["api", "migrated_file", "settings"]
+
+
+def told(response: Any) -> dict[str, Any]:
+    """A refusal, without what differs between any two requests."""
+    return {name: value for name, value in response.json().items() if name != "request_id"} | {"status": response.status_code}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/documents/{id}"),
+        ("GET", "/documents/{id}?wait=1"),
+        ("GET", "/documents/{id}/events"),
+        ("POST", "/documents/{id}/cancel"),
+        ("POST", "/documents/{id}/retry"),
+        ("DELETE", "/documents/{id}"),
+    ],
+)
+async def test_a_foreign_document_is_as_good_as_absent(api: Api, method: str, path: str) -> None:
+    document = await api.uploaded()
+    foreign = await api.stranger.request(method, path.format(id=document["id"]))
+    absent = await api.stranger.request(method, path.format(id="doc_absent"))
+    assert told(foreign) == told(absent)
+    assert (foreign.status_code, foreign.json()["code"]) == (404, "document_not_found")
+    untouched = (await api.client.get(f"/documents/{document['id']}")).json()
+    assert (untouched["status"], untouched["row_version"]) == ("ingesting", 1)
+
+
+async def test_a_foreign_job_is_as_good_as_absent(api: Api) -> None:
+    document = await api.uploaded()
+    foreign, absent = [await api.stranger.get(f"/jobs/{job}") for job in (document["job"]["id"], "job_absent")]
+    assert told(foreign) == told(absent)
+    assert foreign.json()["code"] == "job_not_found"
+
+
+async def test_a_foreign_document_is_not_listed(api: Api) -> None:
+    await api.uploaded()
+    assert (await api.stranger.get("/documents")).json() == {"items": [], "next": None}
+
+
+async def test_another_tenants_cursor_leads_to_ones_own_documents(api: Api) -> None:
+    for number in range(3):
+        await api.uploaded(f"Mine {number}.")
+        await api.uploaded(f"Theirs {number}.", client=api.stranger)
+    cursor = (await api.client.get("/documents?limit=1")).json()["next"]
+    mine = {item["id"] for item in (await api.client.get("/documents")).json()["items"]}
+    theirs = (await api.stranger.get("/documents", params={"after": cursor})).json()["items"]
+    assert not mine & {item["id"] for item in theirs}
+
+
+async def test_a_foreign_document_answers_no_question(api: Api) -> None:
+    document, _, _ = await ready(api, gate=OPEN_BOOK)
+    for mode in ("auto", "closed_book", "open_book", "retrieval", "in_context"):
+        for about in ({"document_id": document}, {"document_ids": [document]}):
+            response = await api.stranger.post("/ask", json={"question": "How many days?", "mode": mode, **about})
+            assert (response.status_code, response.json()["code"]) == (404, "document_not_found")
+    everything = await api.stranger.post("/ask", json={"question": "How many days?"})
+    assert everything.json()["code"] == "not_retrievable"
+    assert api.engine.requests == []
+    assert api.engine.prefetched == []
+
+
+async def test_a_foreign_document_is_not_searched(api: Api) -> None:
+    document, _, _ = await ready(api)
+    assert (await api.stranger.post("/search", json={"query": LEAVE})).json() == {"hits": []}
+    named = await api.stranger.post("/search", json={"query": LEAVE, "document_ids": [document]})
+    assert named.json()["code"] == "document_not_found"
+
+
+async def test_even_vectors_under_the_wrong_tenant_show_no_text(api: Api) -> None:
+    """What the index says is confirmed by rows of the caller's tenant."""
+    from dataclasses import replace
+
+    await ready(api)
+    api.index_fake.entries = [replace(entry, tenant=GLOBEX) for entry in api.index_fake.entries]
+    assert (await api.stranger.post("/search", json={"query": LEAVE})).json() == {"hits": []}
+
+
+async def test_equal_bytes_of_two_tenants_share_nothing(api: Api) -> None:
+    mine, theirs = await api.uploaded(LEAVE), await api.uploaded(LEAVE, client=api.stranger)
+    assert mine["id"] != theirs["id"]
+    await api.stranger.delete(f"/documents/{theirs['id']}")
+    assert (await api.client.get(f"/documents/{mine['id']}")).status_code == 200
+    blobs = api.parts.settings.root / "blobs"
+    assert len([path for path in blobs.rglob("*") if path.is_file()]) == 1
+
+
+async def test_the_tenant_comes_from_the_key_alone(api: Api) -> None:
+    document = await api.uploaded()
+    response = await api.stranger.get(f"/documents/{document['id']}", headers={"X-Tenant": "acme"}, params={"tenant": "acme"})
+    assert response.status_code == 404
+    refused = await api.stranger.post("/documents", json={"text": "x", "tenant": "acme"})
+    assert refused.status_code == 422
