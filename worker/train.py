@@ -112,7 +112,7 @@ def _run(directory: Path, spec: dict[str, Any], reporter: Reporter) -> None:
         attempt=spec["attempt"],
     )
     options = EngineOptions(max_batch=recipe.synthesis_batch, threads=spec["threads"])
-    trained = train(base, training, options, _retriever(spec), reporter)
+    trained = train(base, training, options, _retriever(spec), reporter, lambda: reporter.stopping)
     emit(event="metrics", metrics={"gate": vars(trained.gate)})
     emit(
         event="result",

@@ -18,7 +18,7 @@ SPECIAL_TOKENS: Final = 2
 """What an embedding model adds to a text: passages leave room for them."""
 _BLOCK_CHARACTERS: Final = 20_000
 """The splitter's time grows with the square of a text without breaks; a longer one is cut first."""
-_BREAKS: Final = (re.compile(r"\n\n"), re.compile(r"\n"), re.compile("[.!?\u3002\uff01\uff1f] ?"), re.compile(r"\s"))
+_BREAKS: Final = (re.compile(r"\n{3}"), re.compile(r"\n\n"), re.compile(r"\n"), re.compile("[.!?\u3002\uff01\uff1f] ?"), re.compile(r"\s"))
 
 Count = Callable[[str], int]
 

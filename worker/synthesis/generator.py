@@ -16,15 +16,16 @@ PAIR_END = "\n\n"
 
 
 class EngineGenerator:
-    """`options.max_batch` bounds how many are generated together; a raising `on_finished` stops it."""
+    """`options.max_batch` bounds how many are generated together; `should_stop` is asked at every token step."""
 
-    def __init__(self, base: BaseModel, options: EngineOptions) -> None:
+    def __init__(self, base: BaseModel, options: EngineOptions, should_stop: Callable[[], bool]) -> None:
         self._base = base
         self._options = options
+        self._should_stop = should_stop
 
     def __call__(self, asks: Sequence[Ask], on_finished: Callable[[int, str], None]) -> None:
         requests = [self._request(index, ask) for index, ask in enumerate(asks)]
-        generate_batch(self._base, requests, options=self._options, on_finished=on_finished)
+        generate_batch(self._base, requests, options=self._options, on_finished=on_finished, should_stop=self._should_stop)
 
     def _request(self, index: int, ask: Ask) -> EngineRequest:
         return EngineRequest(

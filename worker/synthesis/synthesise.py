@@ -35,7 +35,7 @@ class Ask:
 
 class Generator(Protocol):
     def __call__(self, asks: Sequence[Ask], on_finished: Callable[[int, str], None]) -> None:
-        """Generate each; `on_finished(index, text)` as they end. May leave early by raising."""
+        """Generate each; `on_finished(index, text)` as they end. May return early when it is told to stop."""
         ...
 
 
@@ -122,6 +122,7 @@ def _generated(asks: Sequence[Ask], generate: Generator, store: Path, step: Call
 
         if missing:
             generate(missing, keep)
+            step(sum(ask.key in done for ask in asks), len(asks))  # raises if the generator was told to stop
     return done
 
 

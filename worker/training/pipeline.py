@@ -50,9 +50,14 @@ class Trained:
     gate: Gate
 
 
-def train(base: BaseModel, spec: TrainingSpec, options: EngineOptions, retrieve: Retrieve, report: Report) -> Trained:
-    """Raises NothingToLearn, GateNotPassed; what `report` raises passes through with everything resumable kept."""
-    synthesis = _synthesise(base, spec, options, report)
+def train(
+    base: BaseModel, spec: TrainingSpec, options: EngineOptions, retrieve: Retrieve, report: Report, should_stop: Callable[[], bool]
+) -> Trained:
+    """`should_stop` is asked within long generations; once it says so, the next `report` must raise.
+
+    Raises NothingToLearn, GateNotPassed; what `report` raises passes through with everything resumable kept.
+    """
+    synthesis = _synthesise(base, spec, options, report, should_stop)
     training, held_out = split_held_out(synthesis.pairs, spec.recipe.held_out)
     if len(training) < MIN_EXAMPLES or not held_out:
         raise NothingToLearn("The document gave too few usable training texts; it needs at least a few whole sentences.")
@@ -77,13 +82,13 @@ def train(base: BaseModel, spec: TrainingSpec, options: EngineOptions, retrieve:
     return Trained(artefact=ref, gate=gate)
 
 
-def _synthesise(base: BaseModel, spec: TrainingSpec, options: EngineOptions, report: Report) -> Synthesis:
+def _synthesise(base: BaseModel, spec: TrainingSpec, options: EngineOptions, report: Report, should_stop: Callable[[], bool]) -> Synthesis:
     return synthesise(
         spec.text,
         spec.title,
         spec.recipe,
         spec.seed,
-        EngineGenerator(base, options),
+        EngineGenerator(base, options, should_stop),
         spec.directory / "synthesis.jsonl",
         lambda text: len(base.tokenizer(text, add_special_tokens=False)["input_ids"]),
         lambda done, total: report("synthesising", done, total, "texts"),

@@ -39,7 +39,7 @@ class TestText:
             read_text(b"\xff\xfe" + b"\x00\xd8" * 9)
 
     def test_newlines_and_blank_lines(self) -> None:
-        assert clean("a  \r\nb\rc\u2028d\n \n\n\ne\n\n") == "a\nb\nc\nd\n\ne"
+        assert clean("a  \r\nb\rc\u2028d\n \n\n\n\ne\n\n") == "a\nb\nc\nd\n\n\ne"
 
     def test_what_no_database_stores_is_dropped(self) -> None:
         assert clean("a\x00b\ud800c\ufeffd\x1b[0m\u00a0e").encode() == b"abcd[0m e"
@@ -61,7 +61,7 @@ class TestHtml:
 
     def test_a_table_that_lays_out_a_page_is_read_as_blocks(self) -> None:
         source = "<table><tr><td><ul><li>menu</li></ul></td><td><h1>Title</h1><p>Body</p></td></tr></table>"
-        assert html_to_text(source) == "- menu\n\nTitle\n\nBody"
+        assert html_to_text(source) == "- menu\n\n\nTitle\n\nBody"
 
     def test_preformatted_text_keeps_its_shape(self) -> None:
         assert html_to_text("<p>x</p><pre>def f():\n    return 1</pre>") == "x\n\ndef f():\n    return 1"

@@ -4,6 +4,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from server.retrieval.formats.html import html_to_text
 from server.retrieval.passages import split, token_counter
 from server.retrieval.types import Page, ParsedDocument, PassageText
 from tests.support.embeddings import count_words
@@ -63,6 +64,12 @@ def test_sentences_stay_whole() -> None:
     for passage in passages_of(document(" ".join(sentences))):
         assert passage.text.startswith("Rule")
         assert passage.text.endswith("days.")
+
+
+def test_a_heading_goes_with_its_section() -> None:
+    body = "Every employee has many days of leave in a year."
+    text = html_to_text("".join(f"<h2>Part {number}</h2><p>{body}</p>" for number in range(6)))
+    assert [passage.text for passage in passages_of(document(text))] == [f"Part {number}\n\n{body}" for number in range(6)]
 
 
 def test_a_text_of_white_space_has_no_passages() -> None:
