@@ -72,9 +72,10 @@ def _driver(url: str, **drivers: str) -> URL:
 
 
 def _options(url: str) -> dict[str, Any]:
+    hidden = {"hide_parameters": True}  # errors reach the log, and parameters are documents' text
     if make_url(url).get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}}
-    return {"pool_pre_ping": True}
+        return {**hidden, "connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}}
+    return {**hidden, "pool_pre_ping": True}
 
 
 def _prepare(engine: Engine) -> None:

@@ -25,7 +25,7 @@ from server.documents import idempotency
 from server.documents.schemas import Receipt, Removed
 from server.errors import KmserveError
 from server.parts import Parts
-from server.transactions import reading, writing
+from server.transactions import overwrite_deleted, reading, writing
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,9 @@ async def _erase(parts: Parts, doomed: Doomed) -> bool:
         without_vectors = await _erase_vectors(parts, doomed)
         await asyncio.to_thread(_erase_files, parts, doomed)
         _evict(parts, doomed)
-        return await writing(parts.database, _erase_rows, doomed, without_vectors)
+        complete = await writing(parts.database, _erase_rows, doomed, without_vectors)
+        await overwrite_deleted(parts.database)
+        return complete
     except (OSError, SQLAlchemyError):
         logger.warning("the deletion of %s goes on later", doomed.document_id, exc_info=True)
         return False

@@ -11,11 +11,12 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Final
 
-from server.documents import service
+from server.documents import repository, service
 from server.documents.schemas import Document
 from server.errors import DocumentNotFound
 from server.parts import Parts
 from server.streams import sse
+from server.transactions import reading
 
 LONGEST_WAIT_SECONDS: Final = 60
 LOOK_SECONDS: Final = 0.3
@@ -28,15 +29,14 @@ async def changed(parts: Parts, tenant_id: str, document_id: str, *, seconds: fl
     DocumentNotFound, also when the document is deleted meanwhile.
     """
     deadline = time.monotonic() + seconds
-    first = current = await service.show(parts, tenant_id, document_id)
-    etag = known_etag or first.etag
-    while current.etag == etag and not (known_etag is None and current.settled):
-        left = deadline - time.monotonic()
-        if left <= 0:
-            break
+    first = await service.show(parts, tenant_id, document_id)
+    if first.etag != (known_etag or first.etag) or (known_etag is None and first.settled):
+        return first
+    version = first.row_version
+    while version == first.row_version and (left := deadline - time.monotonic()) > 0:
         await asyncio.sleep(min(LOOK_SECONDS, left))
-        current = await service.show(parts, tenant_id, document_id)
-    return current
+        version = await reading(parts.database, repository.row_version, tenant_id, document_id)
+    return first if version == first.row_version else await service.show(parts, tenant_id, document_id)
 
 
 async def events(parts: Parts, tenant_id: str, first: Document, last_event_id: str | None) -> AsyncGenerator[bytes, None]:

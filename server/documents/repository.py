@@ -52,6 +52,11 @@ def find(session: Session, tenant_id: str, document_id: str) -> Found:
     return _complete(session, tenant_id, [get_live(session, tenant_id, document_id)])[0]
 
 
+def row_version(session: Session, tenant_id: str, document_id: str) -> int:
+    """Raises DocumentNotFound."""
+    return get_live(session, tenant_id, document_id).row_version
+
+
 def page(
     session: Session, tenant_id: str, *, after: Cursor | None, limit: int, order: Order, status: DocumentStatus | None
 ) -> tuple[list[Found], Cursor | None]:
