@@ -92,7 +92,7 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
         try:
             await writing(database, startup.ensure_admin_key, parts.keys, settings.root)
             background.start(_models(parts))
-            background.start(keep_house(parts, sole_owner=settings.qdrant_url is None))
+            background.start(keep_house(parts, sole_owner=settings.qdrant_url is None and settings.sql_url.startswith("sqlite")))
             yield parts
         finally:
             await background.cancel()

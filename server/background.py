@@ -21,9 +21,12 @@ _ABANDONED_SECONDS: Final = 24 * 3600.0
 async def keep_house(parts: Parts, *, sole_owner: bool) -> None:
     """For ever: one round now and one every `reap_seconds`. `sole_owner`: no other process takes uploads, so that whatever is in flight
     at the start belongs to a dead one."""
-    await _clear_interrupted(parts, sole_owner)
+    cleared = False
     while True:
         try:
+            if not cleared:
+                await _clear_interrupted(parts, sole_owner)
+                cleared = True
             await housework(parts)
         except Exception:
             # A database out of reach, or a defect of ours, must not end the house-keeping.

@@ -37,7 +37,7 @@ async def serve(parts: Parts) -> None:
         base, embedder = await asyncio.to_thread(_load, settings, parts.models.progress)
         index = await stack.enter_async_context(_index(settings, embedder))
         cores = stack.enter_context(closing(CoreShare(settings.root / "cores", ENGINE)))
-        options = _engine_options(settings, cores)
+        options = engine_options(settings, cores)
         engine = await stack.enter_async_context(_engine(base, options))
         ingest = _ingest_loop(parts, base, embedder, index)
         models = Models(
@@ -84,7 +84,7 @@ async def _engine(base: BaseModel, options: EngineOptions) -> AsyncIterator[Embe
         await engine.drain(GRACE_SECONDS)
 
 
-def _engine_options(settings: Settings, cores: CoreShare) -> EngineOptions:
+def engine_options(settings: Settings, cores: CoreShare) -> EngineOptions:
     return EngineOptions(
         slots=settings.module_slots,
         host_bytes=settings.module_host_bytes,

@@ -56,17 +56,6 @@ def sources(session: Session, tenant_id: str, ids: Sequence[str]) -> list[Source
     return [found[document_id] for document_id in ids]
 
 
-def has_indexed(session: Session, tenant_id: str) -> bool:
-    """Whether any live document of the tenant can be retrieved from."""
-    indexed = (
-        select(Document.id)
-        .join(Revision, Revision.id == Document.revision_id)
-        .where(Document.tenant_id == tenant_id, Revision.tenant_id == tenant_id)
-        .where(Document.deleted_at.is_(None), Revision.indexed_at.is_not(None))
-    )
-    return session.scalar(indexed.limit(1)) is not None
-
-
 def passages(session: Session, tenant_id: str, scores: dict[str, float], revision_ids: Sequence[str] | None) -> list[FoundPassage]:
     """The passages of these ids that still belong to a live document: of these revisions, or of the current ones if None."""
     wanted = (

@@ -13,7 +13,7 @@ import logging
 import shutil
 from dataclasses import dataclass
 
-from sqlalchemy import delete as sql_delete
+import sqlalchemy
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -120,12 +120,12 @@ def _doomed(session: Session, tenant_id: str, document_id: str, deleted_at: floa
 def _erase_rows(session: Session, doomed: Doomed, without_vectors: bool) -> bool:
     """Passages at once; the rest when nothing else is left and no job runs any more, for a running one may still write files."""
     tenant_id, document_id = doomed.tenant_id, doomed.document_id
-    session.execute(sql_delete(Passage).where(Passage.tenant_id == tenant_id, Passage.document_id == document_id))
+    session.execute(sqlalchemy.delete(Passage).where(Passage.tenant_id == tenant_id, Passage.document_id == document_id))
     running = select(Job.id).where(Job.tenant_id == tenant_id, Job.document_id == document_id, Job.state == JobState.RUNNING)
     if not without_vectors or session.scalar(running.limit(1)) is not None:
         return False
-    session.execute(sql_delete(Module).where(Module.tenant_id == tenant_id, Module.document_id == document_id))
-    session.execute(sql_delete(Job).where(Job.tenant_id == tenant_id, Job.document_id == document_id))
-    session.execute(sql_delete(Revision).where(Revision.tenant_id == tenant_id, Revision.document_id == document_id))
-    session.execute(sql_delete(Document).where(Document.tenant_id == tenant_id, Document.id == document_id))
+    session.execute(sqlalchemy.delete(Module).where(Module.tenant_id == tenant_id, Module.document_id == document_id))
+    session.execute(sqlalchemy.delete(Job).where(Job.tenant_id == tenant_id, Job.document_id == document_id))
+    session.execute(sqlalchemy.delete(Revision).where(Revision.tenant_id == tenant_id, Revision.document_id == document_id))
+    session.execute(sqlalchemy.delete(Document).where(Document.tenant_id == tenant_id, Document.id == document_id))
     return True

@@ -96,10 +96,8 @@ def add(session: Session, new: NewDocument) -> bool:
     return True
 
 
-def newest_job(session: Session, tenant_id: str, document_id: str, kind: JobKind | None = None) -> Job | None:
+def newest_job(session: Session, tenant_id: str, document_id: str) -> Job | None:
     mine = select(Job).where(Job.tenant_id == tenant_id, Job.document_id == document_id)
-    if kind is not None:
-        mine = mine.where(Job.kind == kind)
     return session.scalars(mine.order_by(Job.created_at.desc(), Job.id.desc()).limit(1)).one_or_none()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import math
 import uuid
 from dataclasses import dataclass
 from functools import partial
@@ -192,6 +193,9 @@ def _opaque(cursor: Cursor) -> str:
 def _cursor(text: str) -> Cursor:
     try:
         created_at, document_id = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-        return float(created_at), str(document_id)
-    except (ValueError, TypeError):
-        raise InvalidInput("`after` is no cursor; take it from `next` of the page before") from None
+        cursor = float(created_at), str(document_id)
+    except (ValueError, TypeError, RecursionError):
+        cursor = math.nan, ""
+    if not math.isfinite(cursor[0]) or not cursor[1].isprintable():
+        raise InvalidInput("`after` is no cursor; take it from `next` of the page before")
+    return cursor

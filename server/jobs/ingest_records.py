@@ -75,7 +75,8 @@ def withdraw(session: Session, job: Job, lease_seconds: float) -> Remains:
     if live:
         jobs.heartbeat(session, job.id, job.attempt, lease_seconds)
     passages.delete_revision(session, job.tenant_id, job.revision_id)
-    blob = passages.revision(session, job.tenant_id, job.revision_id).blob
+    # Not read from the revision's row, which goes with a deleted document before its last attempt may have noticed.
+    blob = f"{job.tenant_id}/{job.document_id}/{job.revision_id}"
     return Remains(upload=Upload(blob=blob, filename=None), lives=live)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from server import openapi
+from server.app import VERSION, create_app
 from server.errors import JobFailure, KmserveError
 from server.settings import Settings
 
@@ -62,8 +64,6 @@ def test_the_committed_description_is_what_the_server_says() -> None:
 
 
 def test_the_description_does_not_depend_on_settings(monkeypatch: pytest.MonkeyPatch, schema: dict[str, Any], tmp_path: Path) -> None:
-    from server.app import create_app
-
     assert create_app(Settings(data_dir=tmp_path, max_upload_bytes=1)).openapi() == schema
 
 
@@ -105,6 +105,11 @@ def test_every_error_is_explained_with_its_status() -> None:
     for code, text in sections.items():
         status = "" if issubclass(errors[code], JobFailure) else f"{errors[code].status}. "
         assert text.startswith(status), code
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]
+    assert project["version"] == VERSION
 
 
 def test_codes_are_of_one_class_each() -> None:

@@ -16,17 +16,19 @@ from typing import Any
 
 import httpx2
 import pytest
-import torch
 from sqlalchemy import select
 
+from server import serving
 from server.db import documents, jobs, modules
 from server.db.modules import NewModule
 from server.db.session import SyncDatabase
 from server.db.tables import DocumentStatus, Job, JobKind, Module
 from server.engine.base_model import adapted_layers, load_base, prepare_base
+from server.engine.cores import ENGINE, CoreShare
 from server.modules.artefact import write_artefact
 from server.modules.manifest import Manifest
 from server.modules.store import ModuleStore
+from server.settings import Settings
 from tests.support.artefacts import lora, manifest
 from tests.support.base_files import save
 from tests.support.documents import pdf
@@ -274,6 +276,26 @@ def test_after_a_kill_it_goes_on_with_what_it_was_doing(tmp_path: Path, base: Pa
     assert server.stop() in STOPPED
     server.client.close()
     shutil.rmtree(server.root)
+
+
+def test_every_engine_setting_takes_effect(tmp_path: Path) -> None:
+    settings = Settings(
+        data_dir=tmp_path,
+        module_slots=3,
+        module_host_bytes=5,
+        max_rank=7,
+        max_batch_size=9,
+        max_queue=11,
+        engine_threads=2,
+        passage_tokens=99,
+    )
+    cores = CoreShare(tmp_path / "cores", ENGINE)
+    options = serving.engine_options(settings, cores)
+    assert (options.slots, options.host_bytes, options.max_rank, options.max_batch, options.max_queue) == (3, 5, 7, 9, 11)
+    assert (options.threads, options.cores) == (2, None)
+    shared = serving.engine_options(Settings(data_dir=tmp_path), cores)
+    assert (shared.threads, shared.cores) == (None, cores)
+    cores.close()
 
 
 def test_a_base_model_that_is_not_there_is_what_readiness_says(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import hashlib
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from server.db import documents, jobs, modules
 from server.db.blobs import BlobStore
 from server.db.migrate import upgrade
 from server.db.modules import NewModule
-from server.db.session import Database
+from server.db.session import Database, SyncDatabase
 from server.db.tables import Document, DocumentStatus, Job, JobKind, Module, Revision
 from server.health.service import Doctor
 from server.jobs import ingest_records
@@ -48,10 +48,11 @@ from tests.support.fakes import Counter, FakeEngine, FakeIndex
 ACME = "acme"
 GLOBEX = "globex"
 FINGERPRINT = "f" * 64
+SECRET = b"a secret of the tests"
 CONTEXT = 2048
 ALL_SCOPES = ("ask", "documents:read", "documents:write", "evaluate")
 OPEN_BOOK = {"auto_mode": "open_book"}
-_COMPILED: dict[Any, Any] = {}
+KEYS = {tenant: KeyMaker(SECRET).new() for tenant in (ACME, GLOBEX)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,16 +123,33 @@ def client_of(app: FastAPI, key: str | None) -> httpx2.AsyncClient:
 
 @pytest.fixture(scope="session")
 def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database of the newest schema, to be copied."""
-    file = tmp_path_factory.mktemp("migrated") / "kmserve.db"
+    """A database of the newest schema with the two tenants' keys, to be copied."""
+    file = tmp_path_factory.mktemp("migrated") / "empty.db"
     upgrade(f"sqlite:///{file}")
+    seed(f"sqlite:///{file}")
     return file
 
 
 @pytest.fixture
 def settings(tmp_path: Path, migrated_file: Path) -> Settings:
-    (tmp_path / "kmserve.db").write_bytes(migrated_file.read_bytes())
-    return Settings(data_dir=tmp_path, max_upload_bytes=64 * 1024)
+    """Every test has the same database file, made anew: so SQLAlchemy compiles its statements once for all of them."""
+    file = migrated_file.with_name("current.db")
+    for name in (file.name, f"{file.name}-wal", f"{file.name}-shm"):
+        left = file.with_name(name)
+        left.rmdir() if left.is_dir() else left.unlink(missing_ok=True)
+    file.write_bytes(migrated_file.read_bytes())
+    return Settings(data_dir=tmp_path, database_url=f"sqlite:///{file}", max_upload_bytes=64 * 1024)
+
+
+def seed(url: str) -> None:
+    """The tenants' keys that `Api.client` and `Api.stranger` call with."""
+    database = SyncDatabase(url)
+    with database.write() as session:
+        for tenant, new in KEYS.items():
+            keys_repository.ensure_tenant(session, tenant)
+            named = {"tenant_id": tenant, "name": "test"}
+            keys_repository.add(session, **named, prefix=new.prefix, key_hash=new.hash, scopes=ALL_SCOPES, expires_at=None)
+    database.close()
 
 
 @pytest.fixture
@@ -142,14 +160,13 @@ async def api(settings: Settings) -> AsyncIterator[Api]:
 
 @asynccontextmanager
 async def running_api(settings: Settings) -> AsyncIterator[Api]:
+    """Over a migrated and seeded database."""
     engine, index, ring = FakeEngine(), FakeIndex(), Counter()
     parts = fake_parts(settings, engine, index, ring)
     app = _application()
     app.state.parts, app.state.doctor = parts, Doctor()
-    bare = Api(app=app, parts=parts, engine=engine, index_fake=index, ring=ring, client=client_of(app, None), stranger=client_of(app, None))
-    running = replace(bare, client=await bare.client_with(*ALL_SCOPES), stranger=await bare.client_with(*ALL_SCOPES, tenant=GLOBEX))
-    async with running.client, running.stranger:
-        yield running
+    async with client_of(app, KEYS[ACME].text) as client, client_of(app, KEYS[GLOBEX].text) as stranger:
+        yield Api(app=app, parts=parts, engine=engine, index_fake=index, ring=ring, client=client, stranger=stranger)
     await parts.tasks.finish()
     await parts.database.close()
 
@@ -172,20 +189,18 @@ def fake_parts(settings: Settings, engine: FakeEngine, index: FakeIndex, ring: C
     )
     return Parts(
         settings=settings,
-        database=_database(settings),
+        database=_database(settings.sql_url),
         blobs=BlobStore(settings.root / "blobs"),
         modules=ModuleStore(settings.root / "modules"),
-        keys=KeyMaker(b"a secret of the tests"),
+        keys=KeyMaker(SECRET),
         models=Loading(models),
         ring=ring,
     )
 
 
-def _database(settings: Settings) -> Database:
-    """With statements compiled once for all tests, which is what most of their time would go into."""
-    database = Database(settings.sql_url)
-    database.engine = database.engine.execution_options(compiled_cache=_COMPILED)
-    return database
+@cache
+def _database(url: str) -> Database:
+    return Database(url)
 
 
 def document_row(tenant: str, document_id: str) -> Callable[[Session], Document | None]:

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+MIN_SHARED = 8
+"""A shorter common prefix is not worth a forward pass of its own."""
+
 
 def head_of(model: PreTrainedModel) -> nn.Linear:
     """The output head. Raises ValueError for models that bend the logits after it: states alone do not rebuild those."""
@@ -46,8 +49,13 @@ def target_states(
     """States of all layers 1..L as a list of [N, H]; N = all target tokens, example after example.
 
     `body` is the decoder below the head. `prefix` is a cache of shared prompt tokens that `prompts` go on from; then each prompt
-    has at least one token.
+    has at least one token. Without it, what all prompts begin with (header and instruction, half of a short question's tokens) is read
+    once for the batch; gradients flow through it as through a padded batch.
     """
+    if prefix is None and (shared := common_length(prompts)) >= MIN_SHARED:
+        prefix = shared_prefix(body, prompts[0][:shared], device)
+        prefix.batch_repeat_interleave(len(prompts))
+        prompts = [prompt[shared:] for prompt in prompts]
     ids, mask = pad([prompt + target for prompt, target in zip(prompts, targets, strict=True)], device)
     extra: dict[str, Any] = {}
     if prefix is not None:
@@ -59,9 +67,16 @@ def target_states(
     return [state[rows, columns] for state in output.hidden_states[1:]]
 
 
-@torch.no_grad()
+def common_length(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Tokens that all of several prompts begin with, leaving each at least its last one; 0 for a single prompt."""
+    if len(prompts) < 2:
+        return 0
+    longest = min(len(prompt) for prompt in prompts) - 1
+    return next((i for i in range(longest) if len({prompt[i] for prompt in prompts}) > 1), longest)
+
+
 def shared_prefix(body: nn.Module, tokens: tuple[int, ...], device: torch.device) -> DynamicCache:
-    """Prefill once; repeat with `cache.batch_repeat_interleave` on a copy."""
+    """A cache of `tokens`, read once; repeat it with `batch_repeat_interleave`."""
     cache = DynamicCache()
     body(input_ids=torch.tensor([tokens], device=device), past_key_values=cache, use_cache=True)
     return cache

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from server.body_limit import MAX_BODY_BYTES
@@ -97,9 +98,8 @@ async def test_a_full_disk_keeps_nothing_of_an_upload(api: Api, monkeypatch: pyt
 
 def test_errors_of_the_database_do_not_show_what_was_written(tmp_path: Any) -> None:
     database = SyncDatabase(f"sqlite:///{tmp_path / 'x.db'}")
-    with pytest.raises(OperationalError) as caught, database.write() as session:
-        from sqlalchemy import text
-
-        session.execute(text("INSERT INTO nothing VALUES (:text)"), {"text": "the document's words"})
+    insert = text("INSERT INTO nothing VALUES (:text)")
+    with database.write() as session, pytest.raises(OperationalError) as caught:
+        session.execute(insert, {"text": "the document's words"})
     assert "the document's words" not in str(caught.value)
     database.close()

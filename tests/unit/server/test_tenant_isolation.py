@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -81,8 +82,6 @@ async def test_a_foreign_document_is_not_searched(api: Api) -> None:
 
 async def test_even_vectors_under_the_wrong_tenant_show_no_text(api: Api) -> None:
     """What the index says is confirmed by rows of the caller's tenant."""
-    from dataclasses import replace
-
     await ready(api)
     api.index_fake.entries = [replace(entry, tenant=GLOBEX) for entry in api.index_fake.entries]
     assert (await api.stranger.post("/search", json={"query": LEAVE})).json() == {"hits": []}

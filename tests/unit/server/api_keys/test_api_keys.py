@@ -56,7 +56,7 @@ async def test_whatever_is_wrong_with_a_key_is_refused_in_the_same_words(api: Ap
     wrong = ["", "nonsense", f"kms_{prefix}_{'0' * 64}", f"kms_{'0' * 12}_{'0' * 64}", good + "0", good.upper(), f"kms_{prefix}_ü"]
     answers = set()
     for text in wrong:
-        response = await client_of(api.app, None).get("/documents", headers={"Authorization": f"Bearer {text}".encode()})
+        response = await client_of(api.app, None).get("/documents", headers={b"Authorization": f"Bearer {text}".encode()})
         assert response.status_code == 401
         assert response.headers["www-authenticate"] == "Bearer"
         answers.add((response.json()["code"], response.json()["detail"]))

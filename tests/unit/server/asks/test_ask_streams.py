@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 
 from server.db.tables import Audit
 from server.errors import EngineStopped, ModuleCorrupt, TooManyRequests
+from server.streams import EventStream, sse
 from tests.support.api import Api
 from tests.support.asgi import Exchange
 from tests.support.asking import QUESTION, ready
@@ -120,8 +121,6 @@ async def test_a_client_that_leaves_a_json_answer_cancels_it(api: Api) -> None:
 
 
 async def test_a_long_silence_has_heartbeats(api: Api) -> None:
-    from server.streams import EventStream, sse
-
     async def slow() -> Any:
         yield sse("one", "{}", 1)
         await asyncio.sleep(0.2)

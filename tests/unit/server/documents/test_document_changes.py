@@ -12,6 +12,7 @@ from server.background import housework
 from server.db import jobs
 from server.db.tables import Audit, Document, Job, JobKind, JobState, Module, Passage, Revision
 from server.errors import IndexUnavailable, Starting
+from server.jobs import ingest_records
 from server.parts import Loading
 from server.transactions import writing
 from tests.support.api import ACME, Api, document_row
@@ -142,6 +143,17 @@ async def test_deleting_while_it_trains_cancels_and_finishes_when_the_training_h
 
     assert files(api) == []
     assert await counts(api) == [0, 0, 0, 0, 0]
+
+
+async def test_an_ingest_that_outlived_its_document_can_still_clear_up(api: Api) -> None:
+    document = await api.uploaded()
+    job = await writing(api.parts.database, jobs.claim, JobKind.INGEST, "stalled", -1.0)
+    assert job is not None
+    assert not (await api.client.delete(f"/documents/{document['id']}")).json()["complete"]
+    await housework(api.parts)
+    assert await counts(api) == [0, 0, 0, 0, 0]
+    remains = await writing(api.parts.database, ingest_records.withdraw, job, 60.0)
+    assert (remains.lives, remains.upload.blob) == (False, f"{ACME}/{document['id']}/{job.revision_id}")
 
 
 async def test_a_deletion_goes_on_when_the_index_is_back(api: Api) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,8 +66,6 @@ async def test_a_stopped_engine_is_not_ready_and_a_busy_one_is(api: Api) -> None
 
 
 async def test_an_engine_that_hangs_is_not_ready(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    import asyncio
-
     async def hang(*_: Any) -> Any:
         await asyncio.Event().wait()
 
@@ -76,14 +76,19 @@ async def test_an_engine_that_hangs_is_not_ready(api: Api, monkeypatch: pytest.M
 
 
 async def test_a_database_out_of_reach_is_not_ready(api: Api) -> None:
-    (api.parts.settings.root / "kmserve.db").unlink()
+    file = Path(api.parts.settings.sql_url.removeprefix("sqlite:///"))
     await api.parts.database.close()
-    (api.parts.settings.root / "kmserve.db").mkdir()
+    _put_a_directory_in_place_of(file)
     status, body = await readiness(api)
     assert (status, body["code"]) == (503, "database_unavailable")
     refused = await api.client.get("/documents")
     assert (refused.status_code, refused.json()["code"]) == (503, "database_unavailable")
-    assert "kmserve.db" not in refused.text
+    assert file.name not in refused.text
+
+
+def _put_a_directory_in_place_of(file: Path) -> None:
+    file.rename(file.with_name("elsewhere.db"))
+    file.mkdir()
 
 
 async def test_a_broker_out_of_reach_is_shown_and_no_obstacle(api: Api) -> None:
