@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -118,6 +119,13 @@ def batch_at(examples: Sequence[Example], size: int, seed: int, step: int) -> li
     return batch
 
 
+def micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
+    """Parts of one kind and similar length: their prompts begin alike, which is read once, and little is padding."""
+    ordered = sorted(examples, key=lambda e: (e.kind, len(e.student) + len(e.target)))
+    kinds = [list(group) for _, group in groupby(ordered, key=lambda e: e.kind)]
+    return [group[start : start + size] for group in kinds for start in range(0, len(group), size)]
+
+
 def schedule(step: int, recipe: Recipe) -> float:
     """Linear warm-up over `warmup` of the steps, then half a cosine down to 0."""
     warm = max(1, round(recipe.warmup * recipe.max_steps))
@@ -131,9 +139,7 @@ def held_out_loss(student: Student, examples: Sequence[Example], teacher: Teache
     """Mean loss weighted by target tokens."""
     student.train(False)
     total, weight = 0.0, 0
-    ordered = sorted(examples, key=lambda e: len(e.student) + len(e.target))
-    for start in range(0, len(ordered), recipe.micro_batch):
-        batch = ordered[start : start + recipe.micro_batch]
+    for batch in micro_batches(examples, recipe.micro_batch):
         count = sum(len(e.target) for e in batch)
         total += float(_loss(student, batch, teacher, recipe, device)) * count
         weight += count
@@ -144,12 +150,10 @@ def held_out_loss(student: Student, examples: Sequence[Example], teacher: Teache
 def _step(
     student: Student, batch: list[Example], teacher: TeacherCache, recipe: Recipe, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> float:
-    """One optimiser step; micro-batches of similar length, weighted by target tokens."""
+    """One optimiser step; micro-batches weighted by their target tokens."""
     count = sum(len(e.target) for e in batch)
-    ordered = sorted(batch, key=lambda e: len(e.student) + len(e.target))
     total = 0.0
-    for start in range(0, len(ordered), recipe.micro_batch):
-        part = ordered[start : start + recipe.micro_batch]
+    for part in micro_batches(batch, recipe.micro_batch):
         loss = _loss(student, part, teacher, recipe, device) * (sum(len(e.target) for e in part) / count)
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
