@@ -12,7 +12,8 @@ from server.engine.request import EngineRequest, Sampling
 from worker.synthesis.prompts import question_prompt
 from worker.synthesis.synthesise import Ask
 
-PAIR_END = "\n\n"
+PAIR_END = ("\n\n", "\nText:", "\nQuestion:")
+"""A second pair of one generation mostly repeats the first."""
 
 
 class EngineGenerator:
@@ -37,7 +38,7 @@ class EngineGenerator:
                 temperature=ask.temperature,
                 top_p=ask.top_p,
                 seed=ask.seed,
-                stop=() if ask.instruction else (PAIR_END,),
+                stop=() if ask.instruction else PAIR_END,
             ),
         )
 

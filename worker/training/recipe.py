@@ -55,10 +55,12 @@ class Recipe:
 QUICK = Recipe(
     preset="quick",
     objective="mixed",
-    max_steps=160,
-    learning_rate=1e-3,
-    summaries=4,
+    max_steps=64,
+    learning_rate=3e-3,
+    evaluate_every=16,
+    summaries=2,
     questions=4,
+    question_tokens=40,
     recitations=2,
     max_synthesis=320,
 )

@@ -24,7 +24,7 @@ def test_pairs_are_read_until_the_next_text() -> None:
     [
         ("How much is the meal allowance?", "30 crowns a day"),
         ("Is the allowance 48 crowns a day?", "48 crowns a day"),
-        ("Who is the head librarian?", "48 crowns a day"),
+        ("Who did Milo give the spoon to?", "48 crowns a day"),
         ("The meal allowance", "48 crowns a day"),
         ("How much is the meal allowance?", ""),
         ("How much is the meal allowance?", "8 crowns a day"),
