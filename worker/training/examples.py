@@ -34,8 +34,13 @@ def to_examples(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair], e
     ]
 
 
+MIN_HELD_OUT = 6
+"""Questions behind the gate's verdict and the choice of `auto`, where the document gives at least four times as many."""
+
+
 def split_held_out(pairs: Sequence[TextPair], share: float) -> tuple[list[TextPair], list[TextPair]]:
-    """(training, held out): every 1/share-th question-answer pair, else summary, is held out.
+    """(training, held out): every 1/share-th question-answer pair, else summary, is held out, and more of them where that is under
+    MIN_HELD_OUT, at most every fourth.
 
     Other pairs with the same question or the same target text as a held-out one stay in training only if their kind
     differs: the point is a question the student was never asked, about a fact that the document states elsewhere too.
@@ -44,7 +49,7 @@ def split_held_out(pairs: Sequence[TextPair], share: float) -> tuple[list[TextPa
     candidates = [i for i, pair in enumerate(pairs) if pair.kind == kind]
     if len(candidates) < 2:
         candidates = list(range(len(pairs)))
-    stride = max(2, round(1 / share))
+    stride = max(2, min(round(1 / share), max(4, len(candidates) // MIN_HELD_OUT)))
     chosen = set(candidates[stride // 2 :: stride] or candidates[:1])
     asked = {pairs[i].student_instruction for i in chosen}
     held_out = [pairs[i] for i in sorted(chosen)]
