@@ -86,7 +86,7 @@ def _erase_files(parts: Parts, doomed: Doomed) -> None:
 def _evict(parts: Parts, doomed: Doomed) -> None:
     if (models := parts.models.peek()) is not None:
         for digest in doomed.removed.modules:
-            models.engine.evict(digest)
+            models.engine.evict(parts.modules.path(doomed.tenant_id, doomed.document_id, digest))
 
 
 def _condemn(session: Session, tenant_id: str, document_id: str) -> Doomed:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 
 from server.engine.adapter_bank import AdapterBank
 from server.engine.host_cache import AdapterKey, HostAdapter
@@ -52,9 +53,9 @@ class SlotPool:
             self._doomed.remove(slot)
             self.bank.clear(slot)
 
-    def evict(self, digest: str) -> None:
+    def evict(self, directory: Path) -> None:
         """No new request finds the artefact; its slot is zeroed once its last user has gone."""
-        for key in [key for key in self._slots if key.digest == digest]:
+        for key in [key for key in self._slots if key.directory == directory]:
             slot = self._slots.pop(key)
             if self._users[slot]:
                 self._doomed.add(slot)
@@ -112,9 +113,9 @@ class AdapterPool:
         if outfit.extractor:
             self.extractors.release(outfit.extractor.slot)
 
-    def evict(self, digest: str) -> None:
-        self.modules.evict(digest)
-        self.extractors.evict(digest)
+    def evict(self, directory: Path) -> None:
+        self.modules.evict(directory)
+        self.extractors.evict(directory)
 
     def stats(self) -> dict[str, float]:
         pools = (self.modules, self.extractors)

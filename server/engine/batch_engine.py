@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -49,7 +50,6 @@ class BatchEngine:
         self.scheduler = Scheduler(options, self.adapters, KvCache(options.kv_tokens))
         self._counts = {"steps": 0.0, "step_seconds": 0.0, "prompt_tokens": 0.0, "generated_tokens": 0.0, "ended": 0.0, "failed": 0.0}
         self._wake = wake
-        self._threads: int | None = None
 
     def generation(self, request: EngineRequest, emit: Emit) -> Generation:
         """A checked request, not yet in the queue. Raises ContextLimit or InvalidInput."""
@@ -98,9 +98,9 @@ class BatchEngine:
         for sequence in self.scheduler:
             sequence.cancelled = True
 
-    def evict(self, digest: str) -> None:
-        self.host.evict(digest)
-        self.adapters.evict(digest)
+    def evict(self, directory: Path) -> None:
+        self.host.evict(directory)
+        self.adapters.evict(directory)
 
     def fail_all(self, error: KmserveError) -> None:
         for sequence in list(self.scheduler):
@@ -201,9 +201,8 @@ class BatchEngine:
 
     def _adjust_threads(self) -> None:
         wanted = self.options.cores.threads() if self.options.cores else self.options.threads
-        if wanted is not None and wanted != self._threads:
+        if wanted is not None and wanted != torch.get_num_threads():
             torch.set_num_threads(wanted)
-            self._threads = wanted
 
     def _retry_after(self) -> int:
         """Seconds until a place is free, from what a request has taken so far."""

@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 
@@ -75,8 +76,8 @@ class EmbeddedEngine:
         if self._accepting:
             self._batch.host.fetch(artefact)
 
-    def evict(self, digest: str) -> None:
-        self._mailbox.put(partial(self._batch.evict, digest))
+    def evict(self, directory: Path) -> None:
+        self._mailbox.put(partial(self._batch.evict, directory))
 
     def stats(self) -> dict[str, float]:
         return self._batch.stats()

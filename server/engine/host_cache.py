@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 
 from server.engine.adapter_bank import Product
@@ -22,14 +23,16 @@ LOADERS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterKey:
-    """A composition is part of an extractor's identity, so new weights over the same lora are another adapter."""
+    """Which artefact an adapter is. The directory is part of it: equal bytes of two owners are two adapters, that nothing be shared
+    across tenants. A composition is too: new weights over the same lora are another adapter."""
 
+    directory: Path
     digest: str
     composition: str | None
 
     @classmethod
     def of(cls, ref: ArtefactRef) -> AdapterKey:
-        return cls(digest=ref.digest, composition=ref.composition)
+        return cls(directory=ref.directory, digest=ref.digest, composition=ref.composition)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,12 +76,12 @@ class HostCache:
                 self._loaders.submit(self._run, key, ref, future)
             return self._loading[key]
 
-    def evict(self, digest: str) -> None:
-        """Forget every adapter of an artefact; a load in progress still serves those who wait for it, and is not kept."""
+    def evict(self, directory: Path) -> None:
+        """Forget the artefact of this directory; a load in progress still serves those who wait for it, and is not kept."""
         with self._lock:
-            for kept in [key for key in self._kept if key.digest == digest]:
+            for kept in [key for key in self._kept if key.directory == directory]:
                 del self._kept[kept]
-            for loading in [key for key in self._loading if key.digest == digest]:
+            for loading in [key for key in self._loading if key.directory == directory]:
                 del self._loading[loading]
 
     def stats(self) -> dict[str, float]:

@@ -105,8 +105,9 @@ class Engine(Protocol):
         """Start loading an artefact off the engine's thread; errors surface when it is used."""
         ...
 
-    def evict(self, digest: str) -> None:
-        """Forget an artefact on every tier the engine holds, once no request in flight uses it."""
+    def evict(self, directory: Path) -> None:
+        """Forget the artefact of this directory on every tier the engine holds, once no request in flight uses it. Equal bytes in
+        another directory are another artefact and stay."""
         ...
 
     def stats(self) -> dict[str, float]: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from server.engine.request import ArtefactRef, Delta, EngineRequest, FinishReason, Score
 from server.retrieval.types import Hit, Point
@@ -26,7 +27,7 @@ class FakeEngine:
     scored: list[tuple[EngineRequest, tuple[str, ...]]] = field(default_factory=list)
     prefetched: list[ArtefactRef] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
-    evicted: list[str] = field(default_factory=list)
+    evicted: list[Path] = field(default_factory=list)
     closed: int = 0
     drained: bool = False
 
@@ -60,8 +61,8 @@ class FakeEngine:
     def prefetch(self, artefact: ArtefactRef) -> None:
         self.prefetched.append(artefact)
 
-    def evict(self, digest: str) -> None:
-        self.evicted.append(digest)
+    def evict(self, directory: Path) -> None:
+        self.evicted.append(directory)
 
     def stats(self) -> dict[str, float]:
         return {"steps": float(len(self.requests))}

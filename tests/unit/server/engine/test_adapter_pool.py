@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -15,7 +18,7 @@ def bank(slots: int) -> AdapterBank:
 
 def adapter(digest: str, number: float = 1.0, w_km: tuple[float, ...] | None = None, w_ke: tuple[float, ...] | None = None) -> HostAdapter:
     pair = (torch.full((2, 3), number), torch.full((2, 3), number))
-    key = AdapterKey(digest=digest, composition=None if w_ke is None else "composition")
+    key = AdapterKey(directory=Path(digest), digest=digest, composition=None if w_ke is None else "composition")
     return HostAdapter(key=key, scope=Scope.ANSWER, scaling=2.0, tensors=(pair,), w_km=w_km, w_ke=w_ke, nbytes=48)
 
 
@@ -53,7 +56,7 @@ def test_eviction_zeroes_an_idle_slot_at_once() -> None:
     pool = SlotPool(bank(1))
     pool.release(taken(pool, "a"))
     whole = pool.bank.range(0, 1)
-    pool.evict("a")
+    pool.evict(Path("a"))
     assert (whole[0][0] == 0).all()
     assert len(pool) == 0
 
@@ -62,7 +65,7 @@ def test_eviction_waits_for_the_last_user_and_new_ones_load_anew() -> None:
     pool = SlotPool(bank(2))
     old = taken(pool, "a")
     taken(pool, "a")
-    pool.evict("a")
+    pool.evict(Path("a"))
     new = taken(pool, "a")
     assert new != old
     assert pool.take(adapter("b")) is None, "the doomed slot is still in use"
@@ -71,6 +74,20 @@ def test_eviction_waits_for_the_last_user_and_new_ones_load_anew() -> None:
     pool.release(old)
     assert pool.bank.products(old)[0] is None
     assert taken(pool, "b") == old
+
+
+def test_equal_bytes_in_two_directories_have_a_slot_each_and_are_evicted_apart() -> None:
+    pool = SlotPool(bank(2))
+    mine = taken(pool, "a")
+    twin = adapter("a")
+    theirs = pool.take(replace(twin, key=replace(twin.key, directory=Path("theirs"))))
+    assert theirs is not None
+    assert theirs != mine
+    pool.release(mine)
+    pool.release(theirs)
+    pool.evict(Path("a"))
+    assert pool.bank.products(mine)[0] is None
+    assert pool.bank.products(theirs)[0] is not None
 
 
 def test_a_module_alone_counts_fully() -> None:
@@ -93,7 +110,7 @@ def test_without_a_slot_for_both_neither_is_held() -> None:
     pool = AdapterPool(bank(2), bank(1))
     assert pool.wear(None, adapter("ke", w_ke=(1.0,))) is not None
     assert pool.wear(adapter("km"), adapter("other", w_ke=(1.0,))) is None
-    pool.evict("km")
+    pool.evict(Path("km"))
     assert pool.modules.bank.products(0)[0] is None, "nobody holds the module"
 
 
@@ -103,5 +120,5 @@ def test_eviction_reaches_modules_and_extractors(digest: str) -> None:
     outfit = pool.wear(adapter("km"), adapter("ke", w_ke=(1.0,)))
     assert outfit is not None
     pool.release(outfit)
-    pool.evict(digest)
+    pool.evict(Path(digest))
     assert pool.stats()["module_slots"] + pool.stats()["extractor_slots"] == 1

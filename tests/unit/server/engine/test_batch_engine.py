@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -312,7 +313,7 @@ def test_an_evicted_module_is_read_again(base: BaseModel, make: Make, shelf: She
     engine = make()
     ref = shelf.put("module", tiny_artefact(base, 1))
     before = answer(engine, tiny_request("a", tiny_prompt(1), ref)).tokens
-    engine.evict("module")
+    engine.evict(Path("module"))
     assert engine.stats()["host_bytes"] == engine.stats()["module_slots"] == 0
     shelf.put("module", tiny_artefact(base, 2))
     assert answer(engine, tiny_request("a", tiny_prompt(1), ref)).tokens != before
@@ -326,7 +327,7 @@ def test_a_request_in_flight_finishes_on_the_module_that_is_evicted(base: BaseMo
     while not ear.events:
         if not engine.step():
             engine.wait_for_load(1.0)
-    engine.evict("module")
+    engine.evict(Path("module"))
     finish(engine)
     assert ear.tokens == spoken(oracle, tiny_prompt(1), 8, artefact)
 

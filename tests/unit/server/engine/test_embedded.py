@@ -178,7 +178,7 @@ async def test_evict_frees_once_idle(engine: EmbeddedEngine, base: BaseModel, sh
     module = shelf.put("module", tiny_artefact(base, 1))
     reader = asyncio.create_task(read(engine, tiny_request("a", tiny_prompt(1), module, max_tokens=100)))
     await running(engine, 1)
-    engine.evict("module")
+    engine.evict(Path("module"))
     assert len(tokens(await reader)) == 100
     await until(lambda: not engine.stats()["module_slots"] and not engine.stats()["host_adapters"])
 

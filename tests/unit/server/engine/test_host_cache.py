@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -90,14 +91,24 @@ def test_a_failed_load_is_told_to_all_and_tried_again(cache: HostCache, disk: Sl
 
 def test_a_composition_is_part_of_the_identity(cache: HostCache, disk: SlowDisk) -> None:
     assert cache.fetch(ref("a", "one")).result(5) is not cache.fetch(ref("a", "two")).result(5)
-    cache.evict("a")
+    cache.evict(Path("a"))
     assert cache.stats()["adapters"] == 0
+
+
+def test_equal_bytes_in_two_directories_are_loaded_and_evicted_apart(cache: HostCache, disk: SlowDisk) -> None:
+    mine, theirs = ref("a"), replace(ref("a"), directory=Path("theirs"))
+    kept = cache.fetch(theirs).result(5)
+    assert cache.fetch(mine).result(5) is not kept
+    cache.evict(mine.directory)
+    assert cache.fetch(theirs).result(0) is kept
+    cache.fetch(mine).result(5)
+    assert disk.loaded == ["a", "a", "a"]
 
 
 def test_evicting_during_a_load_serves_those_who_wait_and_keeps_nothing(cache: HostCache, disk: SlowDisk) -> None:
     disk.open.clear()
     waiting = cache.fetch(ref("a"))
-    cache.evict("a")
+    cache.evict(Path("a"))
     disk.open.set()
     assert waiting.result(5).key.digest == "a"
     cache.fetch(ref("a")).result(5)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def sequence(name: str, prompt: int = 4, module: str | None = None, loaded: bool
 def arrive(waiting: Generation, module: str) -> None:
     assert waiting.module is not None
     pair = (torch.ones(1, 2), torch.ones(1, 2))
-    key = AdapterKey(digest=module, composition=None)
+    key = AdapterKey(directory=Path(module), digest=module, composition=None)
     waiting.module.set_result(HostAdapter(key=key, scope=Scope.ALL, scaling=1.0, tensors=(pair,), w_km=None, w_ke=None, nbytes=0))
 
 
