@@ -34,9 +34,9 @@ async def serve(parts: Parts) -> None:
     """Load, answer and ingest until cancelled. Raises the KmserveError of what cannot be loaded or opened."""
     settings = parts.settings
     async with AsyncExitStack() as stack:
-        base, embedder = await asyncio.to_thread(_load, settings, parts.models.progress)
+        cores = stack.enter_context(closing(core_share(settings)))
+        base, embedder = await asyncio.to_thread(_load, settings, cores, parts.models.progress)
         index = await stack.enter_async_context(_index(settings, embedder))
-        cores = stack.enter_context(closing(CoreShare(settings.root / "cores", ENGINE)))
         options = engine_options(settings, cores)
         engine = await stack.enter_async_context(_engine(base, options))
         ingest = _ingest_loop(parts, base, embedder, index)
@@ -54,12 +54,17 @@ async def serve(parts: Parts) -> None:
         await ingest.run()
 
 
-def _load(settings: Settings, progress: Callable[[str, int, int], None]) -> tuple[BaseModel, Embedder]:
+def core_share(settings: Settings) -> CoreShare:
+    threads = {"engine_threads": settings.engine_threads, "trainer_threads": settings.trainer_threads}
+    return CoreShare(settings.root / "cores", ENGINE, **threads)
+
+
+def _load(settings: Settings, cores: CoreShare, progress: Callable[[str, int, int], None]) -> tuple[BaseModel, Embedder]:
     prepared = prepare_base(settings.base_model, settings.root / "models", progress)
     progress("loading", 0, 2)
     base = load_base(prepared, device=settings.device, dtype=settings.dtype)
     progress("loading", 1, 2)
-    return base, Embedder(settings.embedder, threads=settings.engine_threads)
+    return base, Embedder(settings.embedder, cores=cores)
 
 
 @asynccontextmanager
@@ -91,8 +96,7 @@ def engine_options(settings: Settings, cores: CoreShare) -> EngineOptions:
         max_rank=settings.max_rank,
         max_batch=settings.max_batch_size,
         max_queue=settings.max_queue,
-        threads=settings.engine_threads,
-        cores=cores if settings.engine_threads is None else None,
+        cores=cores,
     )
 
 

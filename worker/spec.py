@@ -52,7 +52,8 @@ def _machine(settings: Settings) -> dict[str, Any]:
         "embedder": settings.embedder,
         "device": settings.device,
         "dtype": settings.dtype,
-        "threads": settings.trainer_threads,
+        "engine_threads": settings.engine_threads,
+        "trainer_threads": settings.trainer_threads,
         "cores_dir": str(settings.root / "cores"),
         "passage_tokens": settings.passage_tokens,
     }

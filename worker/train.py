@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from server.engine.cores import TRAINER, CoreShare
+from server.engine.options import CpuShare
 from worker.events import ExitCode
 
 logger = logging.getLogger("worker.train")
@@ -25,12 +27,11 @@ logger = logging.getLogger("worker.train")
 class Reporter:
     """Writes events; `report` also lets a SIGTERM end the run at a safe point and hands out the threads of the next step."""
 
-    def __init__(self, cores: Any) -> None:
+    def __init__(self, cores: CpuShare) -> None:
         self.stopping = False
         self._cores = cores
         self._stage = ""
         self._began, self._first = 0.0, 0
-        self._threads = 0
 
     def __call__(self, stage: str, done: int, total: int, unit: str) -> None:
         if stage != self._stage:
@@ -50,9 +51,8 @@ class Reporter:
     def _adjust(self) -> None:
         import torch
 
-        if self._cores is not None and (threads := self._cores.threads()) != self._threads:
+        if (threads := self._cores.threads()) != torch.get_num_threads():
             torch.set_num_threads(threads)
-            self._threads = threads
 
 
 def emit(**event: Any) -> None:
@@ -66,19 +66,21 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     spec = json.loads((directory / "spec.json").read_text())
     with contextlib.redirect_stdout(sys.stderr):
-        reporter = _reporter(spec)
+        cores = _cores(spec)
+    reporter = Reporter(cores)
     signal.signal(signal.SIGTERM, lambda *_: setattr(reporter, "stopping", True))
-    return _guarded(directory, spec, reporter)
+    with cores.active():
+        return _guarded(directory, spec, reporter, cores)
 
 
-def _guarded(directory: Path, spec: dict[str, Any], reporter: Reporter) -> int:
+def _guarded(directory: Path, spec: dict[str, Any], reporter: Reporter, cores: CpuShare) -> int:
     import torch
 
     from server.errors import KmserveError
     from worker.training.fit import Stopped
 
     try:
-        _run(directory, spec, reporter)
+        _run(directory, spec, reporter, cores)
         return ExitCode.RESULT
     except Stopped:
         return ExitCode.CHECKPOINTED
@@ -91,7 +93,7 @@ def _guarded(directory: Path, spec: dict[str, Any], reporter: Reporter) -> int:
         return ExitCode.FAILED
 
 
-def _run(directory: Path, spec: dict[str, Any], reporter: Reporter) -> None:
+def _run(directory: Path, spec: dict[str, Any], reporter: Reporter, cores: CpuShare) -> None:
     from server.engine.base_model import load_base, prepare_base
     from server.engine.options import EngineOptions
     from worker.training.pipeline import TrainingSpec, train
@@ -111,7 +113,7 @@ def _run(directory: Path, spec: dict[str, Any], reporter: Reporter) -> None:
         directory=directory,
         attempt=spec["attempt"],
     )
-    options = EngineOptions(max_batch=recipe.synthesis_batch, threads=spec["threads"])
+    options = EngineOptions(max_batch=recipe.synthesis_batch, cores=cores)
     trained = train(base, training, options, _retriever(spec), reporter, lambda: reporter.stopping)
     emit(event="metrics", metrics={"gate": vars(trained.gate)})
     emit(
@@ -142,17 +144,9 @@ def _retriever(spec: dict[str, Any], k: int = 2) -> Any:
     return retrieve
 
 
-def _reporter(spec: dict[str, Any]) -> Reporter:
-    import torch
-
-    from server.engine.cores import TRAINER, CoreShare
-
-    if spec["threads"] is not None:
-        torch.set_num_threads(spec["threads"])
-        return Reporter(None)
-    share = CoreShare(Path(spec["cores_dir"]), TRAINER)
-    share.active().__enter__()
-    return Reporter(share)
+def _cores(spec: dict[str, Any]) -> CoreShare:
+    threads = {"engine_threads": spec["engine_threads"], "trainer_threads": spec["trainer_threads"]}
+    return CoreShare(Path(spec["cores_dir"]), TRAINER, **threads)
 
 
 def _die_with_parent() -> None:

@@ -16,6 +16,7 @@ from typing import Final
 import torch
 from sentence_transformers import SentenceTransformer
 
+from server.engine.options import CpuShare
 from server.errors import EmbedderNotFound
 from server.retrieval.passages import token_counter
 
@@ -28,14 +29,14 @@ _DOWNLOADED: Final = ("*.safetensors", "*.json", "*.txt", "*.model")
 
 
 class Embedder:
-    """One model on one device; `threads` bounds what a call takes of the CPU. Thread-safe: calls wait for each other."""
+    """One model on one device; `cores` says what a call may take of the CPU. Thread-safe: calls wait for each other."""
 
-    def __init__(self, source: str = DEFAULT_EMBEDDER, *, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(self, source: str = DEFAULT_EMBEDDER, *, device: str = "cpu", cores: CpuShare | None = None) -> None:
         """Raises EmbedderNotFound."""
         directory = _find(source)
         self._model = SentenceTransformer(str(directory), device=device, local_files_only=True)
         self._model.eval()
-        self._threads = threads
+        self._cores = cores
         self._lock = threading.Lock()
         self._count = token_counter(self._model.tokenizer)
         self.name: str = f"{Path(source).name}-{_content_hash(directory)[:12]}"
@@ -46,7 +47,7 @@ class Embedder:
         return self._count(text)
 
     def encode(self, texts: Sequence[str]) -> list[list[float]]:
-        with self._lock, _cpu_threads(self._threads):
+        with self._lock, _cpu_threads(self._cores):
             vectors = self._model.encode(list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False)
         return [[float(number) for number in vector] for vector in vectors]
 
@@ -85,14 +86,15 @@ def _content_hash(directory: Path) -> str:
 
 
 @contextmanager
-def _cpu_threads(threads: int | None) -> Iterator[None]:
+def _cpu_threads(cores: CpuShare | None) -> Iterator[None]:
     """torch's thread count belongs to the calling thread, which also runs other things: it is put back."""
-    before = torch.get_num_threads()
-    if threads is None or threads >= before:
+    if cores is None:
         yield
         return
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    before = torch.get_num_threads()
+    with cores.active():
+        torch.set_num_threads(cores.threads())
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

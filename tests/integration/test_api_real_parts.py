@@ -24,7 +24,6 @@ from server.db.modules import NewModule
 from server.db.session import SyncDatabase
 from server.db.tables import DocumentStatus, Job, JobKind, Module
 from server.engine.base_model import adapted_layers, load_base, prepare_base
-from server.engine.cores import ENGINE, CoreShare
 from server.modules.artefact import write_artefact
 from server.modules.manifest import Manifest
 from server.modules.store import ModuleStore
@@ -289,12 +288,10 @@ def test_every_engine_setting_takes_effect(tmp_path: Path) -> None:
         engine_threads=2,
         passage_tokens=99,
     )
-    cores = CoreShare(tmp_path / "cores", ENGINE)
+    cores = serving.core_share(settings)
     options = serving.engine_options(settings, cores)
     assert (options.slots, options.host_bytes, options.max_rank, options.max_batch, options.max_queue) == (3, 5, 7, 9, 11)
-    assert (options.threads, options.cores) == (2, None)
-    shared = serving.engine_options(Settings(data_dir=tmp_path), cores)
-    assert (shared.threads, shared.cores) == (None, cores)
+    assert (options.cores, cores.threads()) == (cores, 2)
     cores.close()
 
 

