@@ -152,9 +152,10 @@ async def _out_of_service(parts: Parts, tenant_id: str, plan: Plan, error: Modul
     if not await writing(parts.database, _quarantine_row, tenant_id, module, error.reason):
         return DocumentNotFound("no such document")
     await asyncio.to_thread(parts.modules.quarantine, tenant_id, module.document_id, module.digest, error.reason)
-    parts.models.get().engine.evict(parts.modules.path(tenant_id, module.document_id, module.digest))
+    refusal = corrupt(module.document_id)
+    parts.models.get().engine.evict(parts.modules.path(tenant_id, module.document_id, module.digest), refusal)
     logger.error("module %s is quarantined: %s", module.id, error.reason)
-    return corrupt(module.document_id)
+    return refusal
 
 
 def _quarantine_row(session: Session, tenant_id: str, module: ModuleVersion, reason: str) -> bool:

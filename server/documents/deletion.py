@@ -23,7 +23,7 @@ from server.db import documents
 from server.db.tables import Document, Job, JobState, Module, Passage, Revision
 from server.documents import idempotency
 from server.documents.schemas import Receipt, Removed
-from server.errors import KmserveError
+from server.errors import DocumentNotFound, KmserveError
 from server.parts import Parts
 from server.transactions import overwrite_deleted, reading, writing
 
@@ -86,7 +86,8 @@ def _erase_files(parts: Parts, doomed: Doomed) -> None:
 def _evict(parts: Parts, doomed: Doomed) -> None:
     if (models := parts.models.peek()) is not None:
         for digest in doomed.removed.modules:
-            models.engine.evict(parts.modules.path(doomed.tenant_id, doomed.document_id, digest))
+            path = parts.modules.path(doomed.tenant_id, doomed.document_id, digest)
+            models.engine.evict(path, DocumentNotFound("no such document"))
 
 
 def _condemn(session: Session, tenant_id: str, document_id: str) -> Doomed:

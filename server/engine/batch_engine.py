@@ -98,9 +98,12 @@ class BatchEngine:
         for sequence in self.scheduler:
             sequence.cancelled = True
 
-    def evict(self, directory: Path) -> None:
+    def evict(self, directory: Path, error: KmserveError) -> None:
+        """Whoever waits holds the tensors already and would bring them back into a slot: it fails with `error`."""
         self.host.evict(directory)
         self.adapters.evict(directory)
+        for sequence in [waiting for waiting in self.scheduler.waiting if waiting.names(directory)]:
+            self._fail(sequence, error)
 
     def fail_all(self, error: KmserveError) -> None:
         for sequence in list(self.scheduler):

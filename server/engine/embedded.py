@@ -21,7 +21,7 @@ from server.engine.options import EngineOptions
 from server.engine.outbox import Outbox
 from server.engine.request import ArtefactRef, Delta, EngineRequest, Score
 from server.engine.sequence import Event, Live
-from server.errors import EngineStopped, Unavailable
+from server.errors import EngineStopped, KmserveError, Unavailable
 from server.modules.artefact import read_artefact
 
 logger = logging.getLogger(__name__)
@@ -76,8 +76,8 @@ class EmbeddedEngine:
         if self._accepting:
             self._batch.host.fetch(artefact)
 
-    def evict(self, directory: Path) -> None:
-        self._mailbox.put(partial(self._batch.evict, directory))
+    def evict(self, directory: Path, error: KmserveError) -> None:
+        self._mailbox.put(partial(self._batch.evict, directory, error))
 
     def stats(self) -> dict[str, float]:
         return self._batch.stats()

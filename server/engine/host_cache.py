@@ -77,7 +77,7 @@ class HostCache:
             return self._loading[key]
 
     def evict(self, directory: Path) -> None:
-        """Forget the artefact of this directory; a load in progress still serves those who wait for it, and is not kept."""
+        """Forget the artefact of this directory; a load in progress is finished for those who hold its future, and is not kept."""
         with self._lock:
             for kept in [key for key in self._kept if key.directory == directory]:
                 del self._kept[kept]

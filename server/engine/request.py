@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from server.engine.prompt import Prompt
+from server.errors import KmserveError
 
 
 class Scope(StrEnum):
@@ -105,9 +106,9 @@ class Engine(Protocol):
         """Start loading an artefact off the engine's thread; errors surface when it is used."""
         ...
 
-    def evict(self, directory: Path) -> None:
-        """Forget the artefact of this directory on every tier the engine holds, once no request in flight uses it. Equal bytes in
-        another directory are another artefact and stay."""
+    def evict(self, directory: Path, error: KmserveError) -> None:
+        """Forget the artefact of this directory on every tier the engine holds: requests that wait for it fail with `error`, running
+        ones finish on it. Equal bytes in another directory are another artefact and stay."""
         ...
 
     def stats(self) -> dict[str, float]: ...

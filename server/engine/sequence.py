@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from enum import StrEnum
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -71,6 +72,10 @@ class Live:
     @property
     def loaded(self) -> bool:
         return all(load.done() for load in self.loads)
+
+    def names(self, directory: Path) -> bool:
+        """Whether the request asked to wear the artefact of this directory."""
+        return any(ref is not None and ref.directory == directory for ref in (self.request.module, self.request.extractor))
 
     def load_error(self) -> Exception | None:
         """Why an adapter could not be loaded, as far as is known by now."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from server.engine.request import ArtefactRef, Delta, EngineRequest, FinishReason, Score
+from server.errors import KmserveError
 from server.retrieval.types import Hit, Point
 
 
@@ -27,7 +28,7 @@ class FakeEngine:
     scored: list[tuple[EngineRequest, tuple[str, ...]]] = field(default_factory=list)
     prefetched: list[ArtefactRef] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
-    evicted: list[Path] = field(default_factory=list)
+    evicted: list[tuple[Path, KmserveError]] = field(default_factory=list)
     closed: int = 0
     drained: bool = False
 
@@ -61,8 +62,8 @@ class FakeEngine:
     def prefetch(self, artefact: ArtefactRef) -> None:
         self.prefetched.append(artefact)
 
-    def evict(self, directory: Path) -> None:
-        self.evicted.append(directory)
+    def evict(self, directory: Path, error: KmserveError) -> None:
+        self.evicted.append((directory, error))
 
     def stats(self) -> dict[str, float]:
         return {"steps": float(len(self.requests))}

@@ -34,7 +34,7 @@ async def test_a_damaged_module_is_quarantined_and_refused_from_then_on(api: Api
     row = await module_row(api, digest)
     assert (row.state, row.state_reason) == ("quarantined", "the digest of the tensors is not the expected one")
     assert not files.exists()
-    assert api.engine.evicted == [files]
+    assert [(path, error.code) for path, error in api.engine.evicted] == [(files, "module_corrupt")]
     shown = await api.client.get(f"/documents/{document}")
     assert shown.json()["module"]["state"] == "quarantined"
     assert shown.headers["etag"] != before

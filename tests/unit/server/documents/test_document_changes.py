@@ -99,7 +99,7 @@ async def test_nothing_of_a_deleted_document_is_left(api: Api) -> None:
     assert receipt["removed"] == {"passages": 2, "revisions": 1, "modules": [digest], "jobs": 2}
     assert files(api) == []
     assert api.index_fake.entries == []
-    assert api.engine.evicted == [module]
+    assert [(path, error.code) for path, error in api.engine.evicted] == [(module, "document_not_found")]
     assert await counts(api) == [0, 0, 0, 0, 0]
     audits = await api.sql(
         lambda session: [(row.action, row.document_id) for row in session.scalars(select(Audit).order_by(Audit.created_at))]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from server.engine.options import EngineOptions
 from server.engine.prompt import Prompt
 from server.engine.request import ArtefactRef, Delta, EngineRequest, FinishReason, Scope, Score
 from server.engine.sequence import Event
-from server.errors import ContextLimit, InvalidInput, ModuleCorrupt, TooManyRequests, Unavailable
+from server.errors import ContextLimit, DocumentNotFound, InvalidInput, ModuleCorrupt, TooManyRequests, Unavailable
 from server.modules.artefact import Artefact
 from tests.support.oracle import Oracle
 from tests.support.tiny_models import CONTEXT, EOS, VOCABULARY, Shelf, tiny_artefact, tiny_base, tiny_prompt, tiny_request
@@ -313,7 +313,7 @@ def test_an_evicted_module_is_read_again(base: BaseModel, make: Make, shelf: She
     engine = make()
     ref = shelf.put("module", tiny_artefact(base, 1))
     before = answer(engine, tiny_request("a", tiny_prompt(1), ref)).tokens
-    engine.evict(Path("module"))
+    engine.evict(Path("module"), DocumentNotFound("deleted"))
     assert engine.stats()["host_bytes"] == engine.stats()["module_slots"] == 0
     shelf.put("module", tiny_artefact(base, 2))
     assert answer(engine, tiny_request("a", tiny_prompt(1), ref)).tokens != before
@@ -327,9 +327,31 @@ def test_a_request_in_flight_finishes_on_the_module_that_is_evicted(base: BaseMo
     while not ear.events:
         if not engine.step():
             engine.wait_for_load(1.0)
-    engine.evict(Path("module"))
+    engine.evict(Path("module"), DocumentNotFound("deleted"))
     finish(engine)
     assert ear.tokens == spoken(oracle, tiny_prompt(1), 8, artefact)
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_request_that_waits_for_an_evicted_artefact_fails_and_brings_nothing_back(
+    base: BaseModel, make: Make, shelf: Shelf, loaded: bool
+) -> None:
+    engine = make(max_batch=1)
+    doomed = shelf.put("module", tiny_artefact(base, 1))
+    twin = replace(doomed, directory=Path("twin"))
+    running = start(engine, tiny_request("running", tiny_prompt(1)))
+    engine.step()
+    waiting = start(engine, tiny_request("waiting", tiny_prompt(2), doomed))
+    other = start(engine, tiny_request("twin", tiny_prompt(3), twin))
+    if loaded:
+        engine.wait_for_load(1.0)
+        engine.step()
+    engine.evict(doomed.directory, DocumentNotFound("deleted"))
+    finish(engine)
+    assert isinstance(waiting.error, DocumentNotFound)
+    assert running.tokens
+    assert other.tokens, "equal bytes in another directory are another's"
+    assert engine.stats()["module_slots"] == engine.stats()["host_adapters"] == 1
 
 
 def score(engine: BatchEngine, request: EngineRequest, continuations: list[str]) -> list[Score]:

@@ -14,7 +14,7 @@ from server.engine.base_model import BaseModel
 from server.engine.embedded import EmbeddedEngine
 from server.engine.options import EngineOptions
 from server.engine.request import ArtefactRef, Delta, Engine, EngineRequest, FinishReason
-from server.errors import ContextLimit, EngineStopped, ModuleCorrupt, TooManyRequests, Unavailable
+from server.errors import ContextLimit, DocumentNotFound, EngineStopped, ModuleCorrupt, TooManyRequests, Unavailable
 from tests.support.oracle import Oracle
 from tests.support.tiny_models import Shelf, tiny_artefact, tiny_base, tiny_prompt, tiny_request
 
@@ -178,7 +178,7 @@ async def test_evict_frees_once_idle(engine: EmbeddedEngine, base: BaseModel, sh
     module = shelf.put("module", tiny_artefact(base, 1))
     reader = asyncio.create_task(read(engine, tiny_request("a", tiny_prompt(1), module, max_tokens=100)))
     await running(engine, 1)
-    engine.evict(Path("module"))
+    engine.evict(Path("module"), DocumentNotFound("deleted"))
     assert len(tokens(await reader)) == 100
     await until(lambda: not engine.stats()["module_slots"] and not engine.stats()["host_adapters"])
 
