@@ -6,19 +6,24 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_PREFIX = "KMSERVE_"
 MIB = 1024 * 1024
+SECRET_BYTES: Final = 32
+"""The least that production takes for the secret: as long as the digest of the HMAC that it keys."""
 
 
 class Settings(BaseSettings):
-    """The embedded default needs none of these set; production sets the URLs, the secret and the models."""
+    """The embedded default needs none of these set; production sets the URLs, the secret and the models.
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+    Neither an error nor the repr holds a value that may be secret: both end in logs.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
 
     environment: Literal["development", "production"] = "development"
     data_dir: Path = Path("~/.local/share/kmserve")
@@ -27,8 +32,8 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = None
     """Keys the HMAC of API keys. In development it is made and kept in the data directory; production must set it."""
 
-    database_url: str | None = None
-    broker_url: str | None = None
+    database_url: str | None = Field(default=None, repr=False)
+    broker_url: str | None = Field(default=None, repr=False)
     qdrant_url: str | None = None
     qdrant_api_key: SecretStr | None = None
 
@@ -62,8 +67,14 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _production_has_a_secret(self) -> Settings:
-        if self.environment == "production" and self.secret_key is None:
-            raise ValueError("KMSERVE_SECRET_KEY must be set in production: use 32 or more random bytes")
+        if self.environment == "production":
+            length = 0 if self.secret_key is None else len(self.secret_key.get_secret_value().encode())
+            if length < SECRET_BYTES:
+                found = "it is not set" if length == 0 else f"it has {length}"
+                raise ValueError(
+                    f"KMSERVE_SECRET_KEY must have at least {SECRET_BYTES} random bytes in production, and {found}; "
+                    "make one with `openssl rand -hex 32`"
+                )
         return self
 
     @cached_property
