@@ -36,8 +36,8 @@ def save_checkpoint(
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary / "tensors.safetensors")
     (temporary / "state.json").write_text(json.dumps(checkpoint.state))
     old = directory.with_name(directory.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
+    if directory.exists():  # else `old`, which a crash left, is the only one there is
+        shutil.rmtree(old, ignore_errors=True)
         os.rename(directory, old)
     os.rename(temporary, directory)
     shutil.rmtree(old, ignore_errors=True)

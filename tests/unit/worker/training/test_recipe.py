@@ -1,0 +1,42 @@
+"""Recipes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from server.errors import InvalidInput
+from worker.training.recipe import PRESETS, Recipe, as_json, recipe_for
+
+
+def test_presets_are_named_as_they_say() -> None:
+    assert {name: recipe.preset for name, recipe in PRESETS.items()} == {"quick": "quick", "paper": "paper"}
+
+
+def test_the_paper_preset_has_the_papers_numbers() -> None:
+    paper = recipe_for("paper", {})
+    assert (paper.objective, paper.rank, paper.alpha, paper.dropout, paper.learning_rate) == ("sdcd", 16, 16.0, 0.05, 1e-3)
+    assert (paper.max_steps, paper.batch_size, paper.chunk_tokens, paper.summaries, paper.hidden_weight) == (1500, 8, 2048, 16, 1.0)
+
+
+def test_named_fields_are_changed_and_the_preset_is_not() -> None:
+    changed = recipe_for("quick", {"max_steps": 7})
+    assert changed.max_steps == 7
+    assert recipe_for("quick", {}).max_steps != 7
+    assert as_json(changed) == {**as_json(PRESETS["quick"]), "max_steps": 7}
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "named"),
+    [("fast", {}, "'fast'"), ("quick", {"steps": 7}, "steps"), ("quick", {"preset": "paper"}, "preset")],
+)
+def test_unknown_names_are_refused(preset: str, overrides: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidInput, match=named):
+        recipe_for(preset, overrides)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_recipe_survives_json(preset: str) -> None:
+    assert Recipe(**json.loads(json.dumps(as_json(PRESETS[preset])))) == PRESETS[preset]

@@ -1,0 +1,94 @@
+"""The student: a LoRA on every linear layer but the head, and off again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from server.engine.base_model import BaseModel, adapted_layers
+from tests.support.tiny_models import tiny_base, tiny_prompt
+from tests.support.tiny_training import RECIPE
+from worker.training.student import Student
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseModel:
+    return tiny_base()
+
+
+@pytest.fixture
+def student(base: BaseModel) -> Iterator[Student]:
+    made = Student(base.model, RECIPE, 5)
+    yield made
+    made.unload()
+
+
+def states(student: Student) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = student.body(torch.tensor([tiny_prompt(1).ids])).last_hidden_state
+        return found
+
+
+def random_factors(student: Student) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    torch.manual_seed(1)
+    a, b = student.factors()
+    return {name: torch.randn_like(t) for name, t in a.items()}, {name: torch.randn_like(t) for name, t in b.items()}
+
+
+def test_every_linear_layer_but_the_head_is_adapted_and_only_that_trains(base: BaseModel) -> None:
+    layers = adapted_layers(base.model)
+    student = Student(base.model, RECIPE, 5)
+    a, b = student.factors()
+    assert list(a) == list(b) == sorted(layers)
+    assert {name: (b[name].shape[0], a[name].shape[1]) for name in a} == {n: (x.out_features, x.in_features) for n, x in layers.items()}
+    assert all(a[name].shape[0] == b[name].shape[1] == RECIPE.rank for name in a)
+    trained = {id(p) for p in student.parameters().values()}
+    assert {id(p) for p in base.model.parameters() if p.requires_grad} == trained
+    student.unload()
+
+
+def test_a_new_student_is_the_base_and_its_factors_are_the_seeds(base: BaseModel, student: Student) -> None:
+    with student.bare():
+        bare = states(student)
+    assert torch.equal(states(student), bare)
+    first = student.factors()
+    student.unload()
+    other = Student(base.model, RECIPE, 5)
+    assert all(torch.equal(other.factors()[0][name], tensor) for name, tensor in first[0].items())
+    other.unload()
+    different = Student(base.model, RECIPE, 6)
+    assert not any(torch.equal(different.factors()[0][name], tensor) for name, tensor in first[0].items())
+    different.unload()
+
+
+def test_worn_factors_act_and_come_back(student: Student) -> None:
+    a, b = random_factors(student)
+    bare = states(student)
+    student.wear(a, b)
+    assert not torch.allclose(states(student), bare)
+    got_a, got_b = student.factors()
+    assert all(torch.equal(got_a[name], a[name]) and torch.equal(got_b[name], b[name]) for name in a)
+    with student.bare():
+        assert torch.equal(states(student), bare)
+
+
+def test_factors_are_copies(student: Student) -> None:
+    a, b = student.factors()
+    student.wear(*random_factors(student))
+    assert not torch.equal(student.factors()[0][next(iter(a))], a[next(iter(a))])
+    assert not any(tensor.any() for tensor in b.values())
+
+
+def test_unload_leaves_the_base_as_it_was() -> None:
+    base = tiny_base()
+    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    student = Student(base.model, RECIPE, 5)
+    student.wear(*random_factors(student))
+    student.unload()
+    after = base.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())

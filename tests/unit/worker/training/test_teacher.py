@@ -1,0 +1,106 @@
+"""The teacher's states: run once, kept, and those of the bare base model with the context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from server.engine.base_model import BaseModel
+from tests.support.tiny_models import EOS, tiny_base
+from tests.support.tiny_training import CPU, tiny_pairs
+from worker.training.examples import Example, to_examples
+from worker.training.fit import Stopped
+from worker.training.states import target_states
+from worker.training.teacher import BATCH, LAYER_DTYPE, TeacherCache, example_key, run_teacher
+
+
+@pytest.fixture
+def base() -> BaseModel:
+    return tiny_base()
+
+
+@pytest.fixture
+def examples(base: BaseModel) -> list[Example]:
+    return to_examples(base.tokenizer, tiny_pairs(BATCH + 4), EOS)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> TeacherCache:
+    return TeacherCache(tmp_path / "teacher")
+
+
+class Forwards:
+    """Counts the passes through a model's body."""
+
+    def __init__(self, base: BaseModel) -> None:
+        self.count = 0
+        self._hook = base.model.base_model.register_forward_pre_hook(self._one)
+
+    def _one(self, *_: object) -> None:
+        self.count += 1
+
+    def close(self) -> None:
+        self._hook.remove()
+
+
+@pytest.fixture
+def forwards(base: BaseModel) -> Iterator[Forwards]:
+    counted = Forwards(base)
+    yield counted
+    counted.close()
+
+
+def teach(base: BaseModel, examples: Sequence[Example], cache: TeacherCache) -> list[tuple[int, int]]:
+    """The reports of a run."""
+    reports: list[tuple[int, int]] = []
+    run_teacher(base.model.base_model, examples, cache, CPU, lambda done, total: reports.append((done, total)))
+    return reports
+
+
+def test_the_context_is_read_once_and_every_example_once(
+    base: BaseModel, examples: list[Example], cache: TeacherCache, forwards: Forwards
+) -> None:
+    assert teach(base, examples, cache) == [(8, 12), (12, 12)]
+    assert forwards.count == 1 + 2  # the shared context, two batches
+    assert all(cache.has(example) for example in examples)
+
+
+def test_what_is_cached_is_not_run_again(base: BaseModel, examples: list[Example], tmp_path: Path, forwards: Forwards) -> None:
+    teach(base, examples[:8], TeacherCache(tmp_path / "teacher"))
+    before = forwards.count
+    later = TeacherCache(tmp_path / "teacher")
+    assert teach(base, examples[:8], later) == []
+    assert forwards.count == before
+    assert teach(base, examples, later) == [(12, 12)]
+    assert forwards.count == before + 2
+
+
+def test_a_stopped_run_keeps_what_it_has(base: BaseModel, examples: list[Example], cache: TeacherCache) -> None:
+    def stop(done: int, total: int) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        run_teacher(base.model.base_model, examples, cache, CPU, stop)
+    assert [cache.has(example) for example in examples] == [True] * 8 + [False] * 4
+    assert teach(base, examples, cache) == [(12, 12)]
+
+
+def test_states_are_those_of_the_base_with_the_context(base: BaseModel, examples: list[Example], cache: TeacherCache) -> None:
+    teach(base, examples, cache)
+    some = [examples[9], examples[0]]
+    layers, final = cache.get(some, CPU)
+    with torch.no_grad():
+        expected = [target_states(base.model.base_model, [e.teacher.ids], [e.target], CPU) for e in some]
+    wanted = torch.cat([torch.stack(states) for states in expected], dim=1)
+    assert (layers.dtype, layers.shape) == (LAYER_DTYPE, wanted.shape)
+    torch.testing.assert_close(final, wanted[-1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(layers.float(), wanted, atol=2e-2, rtol=2e-2)
+
+
+def test_the_key_is_what_the_teacher_reads(base: BaseModel, examples: list[Example]) -> None:
+    again = to_examples(base.tokenizer, tiny_pairs(BATCH + 4), EOS)
+    assert [example_key(e) for e in again] == [example_key(e) for e in examples]
+    assert len({example_key(e) for e in examples}) == len(examples)
