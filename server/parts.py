@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, Protocol, TypeVar
@@ -62,20 +64,30 @@ class Models:
 
 
 class Loading(Generic[T]):
-    """A value that is there later. `stage` tells people how far it is."""
+    """A value that is there later. `stage` tells people how far it is, a failure that is tried again why it takes so long."""
 
     def __init__(self, value: T | None = None) -> None:
         self._value = value
         self._error: KmserveError | None = None
+        self._failure: dict[str, str] | None = None
+        self._attempts = 0
+        self._retry_at = 0.0
         self.stage: dict[str, Any] = {"stage": "waiting"}
 
     def progress(self, stage: str, done: int, total: int) -> None:
         self.stage = {"stage": stage, "done": done, "total": total}
 
     def ready(self, value: T) -> None:
-        self._value = value
+        self._value, self._failure = value, None
+
+    def failed(self, code: str, detail: str, *, retry_in: float) -> None:
+        """An attempt failed; in `retry_in` seconds there is another."""
+        self._failure = {"code": code, "detail": detail}
+        self._attempts += 1
+        self._retry_at = time.monotonic() + retry_in
 
     def fail(self, error: KmserveError) -> None:
+        """It will never be there."""
         self._error = error
 
     def peek(self) -> T | None:
@@ -86,8 +98,16 @@ class Loading(Generic[T]):
         if self._error is not None:
             raise self._error
         if self._value is None:
-            raise Starting("the base model is still being loaded; try again in a moment", **self.stage)
+            raise self._starting()
         return self._value
+
+    def _starting(self) -> Starting:
+        if self._failure is None:
+            return Starting("the base model is still being loaded; try again in a moment", **self.stage)
+        seconds = max(0, math.ceil(self._retry_at - time.monotonic()))
+        when = f"it is tried again in {seconds} s" if seconds else "it is being tried again"
+        failure = {**self._failure, "attempts": self._attempts, "retry_in_seconds": seconds}
+        return Starting(f"the server cannot answer yet: {self._failure['detail']}; {when}", failure=failure, **self.stage)
 
 
 class Tasks:

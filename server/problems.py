@@ -161,7 +161,7 @@ def _headers(error: KmserveError) -> dict[str, str]:
     if isinstance(error, TooManyRequests):
         return {"Retry-After": str(error.retry_after)}
     if isinstance(error, Starting):
-        return {"Retry-After": "2"}
+        return {"Retry-After": str(max(2, error.extra.get("failure", {}).get("retry_in_seconds", 0)))}
     return {}
 
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
+from functools import partial
 from typing import Final
 
 from server.asks.prompting import Prompter
@@ -17,6 +18,7 @@ from server.engine.cores import ENGINE, CoreShare
 from server.engine.embedded import EmbeddedEngine
 from server.engine.options import EngineOptions
 from server.jobs.ingest_loop import IngestLoop
+from server.loading import until_it_works
 from server.parts import Models, Parts
 from server.retrieval.embedding import Embedder
 from server.retrieval.index import VectorIndex
@@ -31,14 +33,16 @@ GRACE_SECONDS: Final = 10.0
 
 
 async def serve(parts: Parts) -> None:
-    """Load, answer and ingest until cancelled. Raises the KmserveError of what cannot be loaded or opened."""
+    """Load, answer and ingest until cancelled. Each step is tried again until it works; raises the KmserveError of one that never will."""
     settings = parts.settings
+    load = partial(until_it_works, loading=parts.models)
     async with AsyncExitStack() as stack:
         cores = stack.enter_context(closing(core_share(settings)))
-        base, embedder = await asyncio.to_thread(_load, settings, cores, parts.models.progress)
-        index = await stack.enter_async_context(_index(settings, embedder))
+        base = await load(partial(asyncio.to_thread, _base, settings, parts.models.progress))
+        embedder = await load(partial(asyncio.to_thread, Embedder, settings.embedder, cores=cores))
+        index = await load(lambda: stack.enter_async_context(_index(settings, embedder)))
         options = engine_options(settings, cores)
-        engine = await stack.enter_async_context(_engine(base, options))
+        engine = await load(lambda: stack.enter_async_context(_engine(base, options)))
         ingest = _ingest_loop(parts, base, embedder, index)
         models = Models(
             engine=engine,
@@ -59,12 +63,12 @@ def core_share(settings: Settings) -> CoreShare:
     return CoreShare(settings.root / "cores", ENGINE, **threads)
 
 
-def _load(settings: Settings, cores: CoreShare, progress: Callable[[str, int, int], None]) -> tuple[BaseModel, Embedder]:
+def _base(settings: Settings, progress: Callable[[str, int, int], None]) -> BaseModel:
     prepared = prepare_base(settings.base_model, settings.root / "models", progress)
     progress("loading", 0, 2)
     base = load_base(prepared, device=settings.device, dtype=settings.dtype)
     progress("loading", 1, 2)
-    return base, Embedder(settings.embedder, cores=cores)
+    return base
 
 
 @asynccontextmanager

@@ -23,8 +23,8 @@ API_KEY = "test-key"
 class QdrantServer(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.engine = QdrantClient(":memory:")
         self.lock = threading.Lock()
         self.payload_indexes: dict[str, Any] = {}
@@ -43,9 +43,9 @@ class QdrantServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def qdrant_server() -> Iterator[QdrantServer]:
+def qdrant_server(port: int = 0) -> Iterator[QdrantServer]:
     with warnings.catch_warnings():
-        server = QdrantServer()
+        server = QdrantServer(port)
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:

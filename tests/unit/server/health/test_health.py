@@ -44,6 +44,17 @@ async def test_it_is_starting_until_the_models_are_loaded(api: Api) -> None:
     assert (asked.status_code, asked.json()["code"], asked.headers["retry-after"]) == (503, "starting", "2")
 
 
+async def test_a_load_that_is_tried_again_is_what_readiness_says(api: Api) -> None:
+    loading: Loading[Any] = Loading()
+    loading.failed("index_unavailable", "the vector index does not answer", retry_in=8)
+    object.__setattr__(api.parts, "models", loading)
+    status, body = await readiness(api)
+    assert (status, body["code"], body["failure"]["code"], body["failure"]["attempts"]) == (503, "starting", "index_unavailable", 1)
+    assert "does not answer; it is tried again in" in body["parts"]["index"]["detail"]
+    asked = await api.client.post("/ask", json={"question": "?", "mode": "base"})
+    assert int(asked.headers["retry-after"]) in (7, 8)
+
+
 async def test_models_that_cannot_be_loaded_are_what_readiness_says(api: Api) -> None:
     loading: Loading[Any] = Loading()
     loading.fail(BaseModelNotFound("KMSERVE_BASE_MODEL names nothing"))
