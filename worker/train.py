@@ -15,11 +15,14 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from server.engine.cores import TRAINER, CoreShare
 from server.engine.options import CpuShare
 from worker.events import ExitCode
+
+if TYPE_CHECKING:
+    from worker.training.gate import Gate
 
 logger = logging.getLogger("worker.train")
 
@@ -99,11 +102,11 @@ def _run(directory: Path, spec: dict[str, Any], reporter: Reporter, cores: CpuSh
     from worker.training.pipeline import TrainingSpec, train
     from worker.training.recipe import recipe_for
 
+    recipe = recipe_for(spec["preset"], spec["recipe"])
     reporter("loading", 0, 1, "model")
     prepared = prepare_base(spec["base"]["source"], Path(spec["base"]["models_dir"]))
     base = load_base(prepared, device=spec["device"], dtype=spec["dtype"])
     reporter("loading", 1, 1, "model")
-    recipe = recipe_for(spec["preset"], spec["recipe"])
     training = TrainingSpec(
         text=spec["text"],
         title=spec["document_title"],
@@ -114,8 +117,7 @@ def _run(directory: Path, spec: dict[str, Any], reporter: Reporter, cores: CpuSh
         attempt=spec["attempt"],
     )
     options = EngineOptions(max_batch=recipe.synthesis_batch, cores=cores)
-    trained = train(base, training, options, _retriever(spec), reporter, lambda: reporter.stopping)
-    emit(event="metrics", metrics={"gate": vars(trained.gate)})
+    trained = train(base, training, options, _retriever(spec), reporter, lambda: reporter.stopping, _emit_gate)
     emit(
         event="result",
         artefact=str(trained.artefact.directory.relative_to(directory)),
@@ -123,6 +125,11 @@ def _run(directory: Path, spec: dict[str, Any], reporter: Reporter, cores: CpuSh
         manifest_sha256=trained.artefact.manifest_sha256,
         gate=vars(trained.gate),
     )
+
+
+def _emit_gate(gate: Gate) -> None:
+    """Passed or not: who was refused wants to see by how much."""
+    emit(event="metrics", metrics={"gate": vars(gate)})
 
 
 def _retriever(spec: dict[str, Any], k: int = 2) -> Any:

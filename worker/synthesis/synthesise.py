@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -57,6 +58,7 @@ def synthesise(
 ) -> Synthesis:
     """Summaries of chunks, question-answer pairs and recitations of windows. What `store` (JSON lines) holds is not generated again."""
     pieces = windows(text, recipe.window_tokens, count_tokens)
+    assert recipe.chunk_tokens is not None, "see for_base"
     parts = chunks(text, recipe.chunk_tokens, recipe.chunk_overlap, count_tokens)
     summaries = [_summary_ask(part, i, n, recipe, seed) for i, part in enumerate(parts) for n in range(recipe.summaries)]
     questions = [_question_ask(piece, i, n, recipe, seed) for i, piece in enumerate(pieces) for n in range(recipe.questions)]
@@ -104,15 +106,13 @@ def _spread(asks: list[Ask], limit: int) -> list[Ask]:
 
 
 def _generated(asks: Sequence[Ask], generate: Generator, store: Path, step: Callable[[int, int], None]) -> dict[str, str]:
-    done: dict[str, str] = {}
-    if store.exists():
-        for line in store.read_text().splitlines():
-            if line.endswith("}"):
-                done.update(json.loads(line))
+    done = _stored(store)
     missing = [ask for ask in asks if ask.key not in done]
     step(len(asks) - len(missing), len(asks))
     store.parent.mkdir(parents=True, exist_ok=True)
-    with store.open("a") as file:
+    with store.open("a", encoding="utf-8") as file:
+        if store.stat().st_size:
+            file.write("\n")  # ends a line that a kill tore
 
         def keep(index: int, text: str) -> None:
             done[missing[index].key] = text
@@ -123,6 +123,15 @@ def _generated(asks: Sequence[Ask], generate: Generator, store: Path, step: Call
         if missing:
             generate(missing, keep)
             step(sum(ask.key in done for ask in asks), len(asks))  # raises if the generator was told to stop
+    return done
+
+
+def _stored(store: Path) -> dict[str, str]:
+    """What earlier attempts generated; a line that a kill tore is generated again."""
+    done: dict[str, str] = {}
+    for line in store.read_text(encoding="utf-8").split("\n") if store.exists() else ():
+        with contextlib.suppress(ValueError):
+            done.update(json.loads(line))
     return done
 
 

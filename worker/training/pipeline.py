@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from worker.synthesis.synthesise import Synthesis, synthesise
 from worker.training.examples import Example, split_held_out, to_examples
 from worker.training.fit import FitResult, FitState, fit
 from worker.training.gate import Gate, Retrieve, measure
-from worker.training.recipe import Recipe, as_json
+from worker.training.recipe import Recipe, as_json, for_base
 from worker.training.student import Student
 from worker.training.teacher import TeacherCache, run_teacher
 
@@ -51,12 +51,19 @@ class Trained:
 
 
 def train(
-    base: BaseModel, spec: TrainingSpec, options: EngineOptions, retrieve: Retrieve, report: Report, should_stop: Callable[[], bool]
+    base: BaseModel,
+    spec: TrainingSpec,
+    options: EngineOptions,
+    retrieve: Retrieve,
+    report: Report,
+    should_stop: Callable[[], bool],
+    on_gate: Callable[[Gate], None],
 ) -> Trained:
-    """`should_stop` is asked within long generations; once it says so, the next `report` must raise.
+    """`should_stop` is asked within long generations; once it says so, the next `report` must raise. `on_gate` hears every verdict.
 
     Raises NothingToLearn, GateNotPassed; what `report` raises passes through with everything resumable kept.
     """
+    spec = replace(spec, recipe=for_base(spec.recipe, base.model.num_parameters()))
     synthesis = _synthesise(base, spec, options, report, should_stop)
     training, held_out = split_held_out(synthesis.pairs, spec.recipe.held_out)
     if len(training) < MIN_EXAMPLES or not held_out:
@@ -70,6 +77,7 @@ def train(
         report("gating", 0, 1, "gate")
         ref = _write(base, spec, synthesis, result, len(train_examples), len(held_examples), gate={})
         gate = _gate(base, student, ref, held_examples, held_out, teacher, spec, retrieve)
+        on_gate(gate)
         report("gating", 1, 1, "gate")
     finally:
         student.unload()

@@ -31,7 +31,8 @@ class Recipe:
     held_out: float = 0.1
     """Share of the question-answer pairs (or, without any, of the summaries) kept out of training."""
 
-    chunk_tokens: int = 512
+    chunk_tokens: int | None = None
+    """None: by the size of the base, see `for_base`."""
     chunk_overlap: float = 0.1
     window_tokens: int = 64
     """Document windows: sentences packed up to this length, the context of questions and recitations."""
@@ -71,12 +72,13 @@ PAPER = Recipe(
     max_steps=1500,
     evaluate_every=50,
     patience=10,
-    chunk_tokens=2048,
     summaries=16,
     summary_tokens=768,
     temperature=1.0,
     top_p=0.8,
 )
+SMALL_BASE = 1_000_000_000
+"""Parameters. A smaller base loses its way in long contexts, and its synthesis with it."""
 PRESETS = {recipe.preset: recipe for recipe in (QUICK, PAPER)}
 
 
@@ -84,10 +86,18 @@ def recipe_for(preset: str, overrides: Mapping[str, Any]) -> Recipe:
     """A preset with named fields changed. Raises InvalidInput for an unknown preset or field."""
     if preset not in PRESETS:
         raise InvalidInput(f"unknown preset {preset!r}: use one of {', '.join(sorted(PRESETS))}")
-    unknown = set(overrides) - {field.name for field in fields(Recipe)} | ({"preset"} & set(overrides))
+    fixed = {"preset", "objective"}
+    unknown = set(overrides) - ({field.name for field in fields(Recipe)} - fixed)
     if unknown:
-        raise InvalidInput(f"unknown recipe fields: {', '.join(sorted(unknown))}")
+        raise InvalidInput(f"not fields of a recipe that can be set: {', '.join(sorted(unknown))}")
     return replace(PRESETS[preset], **overrides)
+
+
+def for_base(recipe: Recipe, parameters: int) -> Recipe:
+    """The recipe with what it leaves to the size of the base, a count of parameters."""
+    if recipe.chunk_tokens is not None:
+        return recipe
+    return replace(recipe, chunk_tokens=512 if parameters < SMALL_BASE else 2048)
 
 
 def as_json(recipe: Recipe) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from server.errors import InvalidInput
-from worker.training.recipe import PRESETS, Recipe, as_json, recipe_for
+from worker.training.recipe import PRESETS, Recipe, as_json, for_base, recipe_for
 
 
 def test_presets_are_named_as_they_say() -> None:
@@ -18,6 +18,7 @@ def test_presets_are_named_as_they_say() -> None:
 def test_the_paper_preset_has_the_papers_numbers() -> None:
     paper = recipe_for("paper", {})
     assert (paper.objective, paper.rank, paper.alpha, paper.dropout, paper.learning_rate) == ("sdcd", 16, 16.0, 0.05, 1e-3)
+    paper = for_base(paper, 8_000_000_000)
     assert (paper.max_steps, paper.batch_size, paper.chunk_tokens, paper.summaries, paper.hidden_weight) == (1500, 8, 2048, 16, 1.0)
 
 
@@ -30,7 +31,12 @@ def test_named_fields_are_changed_and_the_preset_is_not() -> None:
 
 @pytest.mark.parametrize(
     ("preset", "overrides", "named"),
-    [("fast", {}, "'fast'"), ("quick", {"steps": 7}, "steps"), ("quick", {"preset": "paper"}, "preset")],
+    [
+        ("fast", {}, "'fast'"),
+        ("quick", {"steps": 7}, "steps"),
+        ("quick", {"preset": "paper"}, "preset"),
+        ("paper", {"objective": "lm"}, "objective"),
+    ],
 )
 def test_unknown_names_are_refused(preset: str, overrides: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidInput, match=named):
@@ -40,3 +46,9 @@ def test_unknown_names_are_refused(preset: str, overrides: dict[str, Any], named
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_a_recipe_survives_json(preset: str) -> None:
     assert Recipe(**json.loads(json.dumps(as_json(PRESETS[preset])))) == PRESETS[preset]
+
+
+@pytest.mark.parametrize(("parameters", "tokens"), [(135_000_000, 512), (8_000_000_000, 2048)])
+def test_chunks_are_shorter_for_a_small_base(parameters: int, tokens: int) -> None:
+    assert for_base(recipe_for("paper", {}), parameters).chunk_tokens == tokens
+    assert for_base(recipe_for("paper", {"chunk_tokens": 700}), parameters).chunk_tokens == 700
