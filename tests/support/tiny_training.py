@@ -72,8 +72,17 @@ class TinyTraining:
         recipe: Recipe = RECIPE,
         name: str = "checkpoint",
     ) -> FitResult:
-        where = {"checkpoints": self.folder / name, "device": CPU}
-        return fit(student, self.training, self.held_out, self.teacher, recipe, seed=3, on_step=on_step, **where)
+        return fit(
+            student,
+            self.training,
+            self.held_out,
+            self.teacher,
+            recipe,
+            seed=3,
+            device=CPU,
+            checkpoints=self.folder / name,
+            on_step=on_step,
+        )
 
 
 def tiny_training(folder: Path) -> TinyTraining:

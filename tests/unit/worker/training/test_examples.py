@@ -29,7 +29,7 @@ def test_teacher_and_student_read_what_serving_would() -> None:
     [example] = to_examples(tokenizer, [pair], EOS)
     assert example.student == answer_prompt(tokenizer, question, ())
     assert example.teacher == instruction_prompt(tokenizer, pair.teacher_instruction, context=WINDOW)
-    assert tokenizer.decode(example.target[:-1]) == "green"
+    assert tokenizer.decode(list(example.target[:-1])) == "green"
     assert example.target[-1] == EOS
 
 

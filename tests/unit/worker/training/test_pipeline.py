@@ -1,0 +1,160 @@
+"""The train spine on a tiny model: from a text to an artefact that serving would accept, and again after a stop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from server.engine.base_model import BaseModel, adapted_layers
+from server.engine.options import EngineOptions
+from server.errors import GateNotPassed, NothingToLearn
+from server.modules.artefact import read_artefact
+from tests.support.tiny_models import FINGERPRINT, tiny_base
+from tests.support.tiny_training import RECIPE
+from worker.synthesis.synthesise import Ask
+from worker.training import pipeline
+from worker.training.fit import Stopped
+from worker.training.gate import Gate
+from worker.training.pipeline import Trained, TrainingSpec, train
+from worker.training.recipe import Recipe, as_json
+
+SMALL = replace(RECIPE, window_tokens=64, chunk_tokens=64, questions=1, question_tokens=8, recitations=1)
+TEXT = "\n\n".join(f"The gate {i} is painted in colour {i}." for i in range(8))
+
+
+class Writer:
+    """In place of the engine: a question about each window, and a record of what was asked."""
+
+    asked: list[Ask]
+
+    def __init__(self, base: BaseModel, options: EngineOptions, should_stop: Callable[[], bool]) -> None:
+        self._should_stop = should_stop
+
+    def __call__(self, asks: Sequence[Ask], on_finished: Callable[[int, str], None]) -> None:
+        for index, ask in enumerate(asks):
+            if self._should_stop():
+                return
+            Writer.asked.append(ask)
+            on_finished(index, f" Which gate has colour {ask.context.split()[2]}?\nAnswer: The gate {ask.context.split()[2]}\n")
+
+
+@pytest.fixture(autouse=True)
+def writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    Writer.asked = []
+    monkeypatch.setattr(pipeline, "EngineGenerator", Writer)
+
+
+class Job:
+    """A job's directory and what its callbacks heard; `stop_at` ends an attempt at a report of (stage, done)."""
+
+    def __init__(self, directory: Path, base: BaseModel, recipe: Recipe = SMALL, text: str = TEXT) -> None:
+        self.directory, self.base = directory, base
+        self.gates: list[Gate] = []
+        self.attempts = 0
+        self._recipe, self._text = recipe, text
+
+    def attempt(self, stop_at: tuple[str, int] | None = None) -> Trained:
+        self.attempts += 1
+        self.heard: list[tuple[str, int, int]] = []
+
+        def report(stage: str, done: int, total: int, unit: str) -> None:
+            self.heard.append((stage, done, total))
+            if (stage, done) == stop_at:
+                raise Stopped
+
+        spec = TrainingSpec(
+            text=self._text,
+            title="Gates",
+            revision_sha256="1" * 64,
+            recipe=self._recipe,
+            seed=3,
+            directory=self.directory,
+            attempt=self.attempts,
+        )
+        return train(self.base, spec, EngineOptions(), lambda question: [TEXT[:40]], report, lambda: False, self.gates.append)
+
+    def steps(self, stage: str) -> list[int]:
+        return [done for name, done, _ in self.heard if name == stage]
+
+
+@pytest.fixture
+def base() -> BaseModel:
+    return tiny_base()
+
+
+def test_the_artefact_is_one_that_serving_accepts(tmp_path: Path, base: BaseModel) -> None:
+    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    trained = Job(tmp_path, base).attempt()
+    assert trained.artefact.directory == tmp_path / "attempt-1" / "artefact"
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in adapted_layers(base.model).items()}
+    artefact = read_artefact(trained.artefact, FINGERPRINT, shapes, SMALL.rank)
+    assert artefact.manifest.targets == tuple(sorted(shapes))
+    assert all(torch.equal(base.model.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_the_manifest_tells_how_it_was_made_and_its_verdict(tmp_path: Path, base: BaseModel) -> None:
+    job = Job(tmp_path, base)
+    trained = job.attempt()
+    manifest: dict[str, Any] = json.loads((trained.artefact.directory / "manifest.json").read_text())
+    assert manifest["recipe"] == as_json(SMALL)
+    assert (manifest["seed"], manifest["document_revision"], manifest["objective"]) == (3, "1" * 64, "mixed")
+    data = manifest["data"]
+    assert (data["question"], data["recitation"], data["generations"], data["steps"]) == (8, 8, 8, 12)
+    assert data["training"] + data["held_out"] == 16
+    assert manifest["gate"] == asdict(trained.gate)
+    assert manifest["gate"]["passed"] is True
+    assert manifest["gate"]["questions"] == data["held_out"] == 2
+    assert manifest["held_out_loss_after"] == pytest.approx(trained.gate.loss_after, rel=1e-5)
+    assert manifest["held_out_loss_before"] == pytest.approx(trained.gate.loss_before, rel=1e-5)
+    assert job.gates == [trained.gate]
+
+
+def test_stages_are_reported_in_order_and_to_their_end(tmp_path: Path, base: BaseModel) -> None:
+    job = Job(tmp_path, base)
+    job.attempt()
+    assert list(dict.fromkeys(stage for stage, _, _ in job.heard)) == ["synthesising", "teaching", "fitting", "gating"]
+    for stage in ("synthesising", "teaching", "fitting", "gating"):
+        done = [(done, total) for name, done, total in job.heard if name == stage]
+        assert done == sorted(done)
+        assert done[-1][0] == done[-1][1]
+
+
+@pytest.mark.parametrize("stop_at", [("synthesising", 3), ("teaching", 8), ("fitting", 5), ("fitting", 8), ("gating", 0)])
+def test_a_stopped_job_resumes_to_the_very_same_module(tmp_path: Path, base: BaseModel, stop_at: tuple[str, int]) -> None:
+    whole = Job(tmp_path / "whole", base).attempt()
+    Writer.asked.clear()
+    job = Job(tmp_path / "parts", base)
+    with pytest.raises(Stopped):
+        job.attempt(stop_at)
+    assert not any(parameter.requires_grad for parameter in base.model.parameters()), "the base is bare again"
+    resumed = job.attempt()
+    assert len({ask.key for ask in Writer.asked}) == len(Writer.asked) == 8
+    assert resumed.artefact.digest == whole.artefact.digest
+    assert resumed.gate == whole.gate
+    if stop_at[0] == "fitting":
+        assert job.steps("teaching") == []
+        assert job.steps("fitting") == list(range(stop_at[1] + 1, 13))
+    if stop_at[0] == "gating":
+        assert job.steps("fitting") == []
+
+
+def test_a_module_that_learned_too_little_is_not_published(tmp_path: Path, base: BaseModel) -> None:
+    """But its figures are told."""
+    job = Job(tmp_path, base, replace(SMALL, gate_improvement=0.99))
+    with pytest.raises(GateNotPassed, match="less than the 99%"):
+        job.attempt()
+    [gate] = job.gates
+    assert (gate.passed, gate.required) == (False, 0.99)
+    assert 0 < gate.improvement < 0.99
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+
+def test_a_document_without_sentences_teaches_nothing(tmp_path: Path, base: BaseModel) -> None:
+    with pytest.raises(NothingToLearn):
+        Job(tmp_path, base, text="One short line here.").attempt()
