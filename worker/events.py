@@ -57,12 +57,12 @@ Event = Progress | Metrics | Result | Failure
 
 
 def parse_event(line: str) -> Event | None:
-    """None, with a line in the log, for whatever is no event: a library may print."""
+    """None, with a line in the log, for whatever is no event: a library may print, and what it prints may be the document's text."""
     try:
         values = json.loads(line)
         return _event(values)
     except (ValueError, KeyError, TypeError):
-        logger.warning("ignored on the trainer's output: %.200r", line)
+        logger.warning("ignored a line of %d characters on the trainer's output: it is no event", len(line))
         return None
 
 

@@ -23,6 +23,7 @@ from server.db.tables import Job, JobKind, JobState
 from server.errors import DocumentNotFound, DocumentTextMissing, JobFailure, JobLost, KmserveError
 from server.modules.store import ModuleStore
 from server.settings import Settings
+from server.traces import frames_in, without_text
 from worker.events import Event, ExitCode, Failure, Metrics, Progress, Result
 from worker.lease import Lease
 from worker.publish import publish
@@ -98,7 +99,9 @@ class Supervisor:
         flags = {"cancelled": lease.cancelled, "lost": lease.lost, "stopped": trainer.asked_to_stop}
         run = Run(code=code, result=report.result, failure=report.failure, **flags)
         if run.crashed:
-            logger.error("job %s: the trainer ended with %d; its last words:\n%s", job.id, code, trainer.last_words())
+            # Its log may quote the document. It stays in the job's directory, and while the job is tried again can be read there.
+            where = frames_in(trainer.last_words()) or "its log does not say where"
+            logger.error("job %s: the trainer ended with %d, its log is %s: %s", job.id, code, workspace.log, where)
         return run
 
     def _end(self, job: Job, workspace: Workspace, run: Run) -> Job:
@@ -111,7 +114,7 @@ class Supervisor:
 
     def _give_up(self, job: Job, error: Exception) -> Job:
         """After an attempt that failed around its trainer: a full disk, an artefact that is not what was said, a document that is gone."""
-        logger.error("job %s: attempt %d could not be run or published", job.id, job.attempt, exc_info=error)
+        logger.error("job %s: attempt %d could not be run or published: %s", job.id, job.attempt, without_text(error))
         code = error.code if isinstance(error, KmserveError) else JobFailure.code
         message = error.detail if isinstance(error, KmserveError) else "the attempt failed outside training; the worker's log says why"
         with self._database.write() as session:

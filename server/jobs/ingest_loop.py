@@ -27,6 +27,7 @@ from server.errors import DocumentNotFound, IndexUnavailable, JobLost, KmserveEr
 from server.jobs import ingest_records
 from server.jobs.ingest_records import IngestStopped, Remains, Upload
 from server.retrieval.ingest import Ingested, Report, Source, Stage
+from server.traces import without_text
 
 logger = logging.getLogger(__name__)
 
@@ -241,5 +242,5 @@ def _failure(job: Job, error: Exception) -> tuple[str, str]:
         return error.code, error.detail
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return StorageFull.code, "the server's disk is full; try again when there is room"
-    logger.error("job %s failed", job.id, exc_info=error)
+    logger.error("job %s failed: %s", job.id, without_text(error))
     return KmserveError.code, "the server failed to read this document; retry it, or look at the server's log"

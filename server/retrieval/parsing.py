@@ -18,6 +18,7 @@ import server
 from server import errors
 from server.errors import BrokenDocument, InvalidInput, KmserveError, ParseLimit
 from server.retrieval.types import Page, ParsedDocument
+from server.traces import frames_in
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,6 @@ _CODES: Final[dict[str, type[KmserveError]]] = {
         errors.UnsupportedMediaType,
     )
 }
-_STDERR_KEPT: Final = 2000
 
 
 async def parse(path: Path, *, filename: str | None, seconds: float, memory_bytes: int, max_characters: int) -> ParsedDocument:
@@ -85,7 +85,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 def _crash(returncode: int | None, noise: bytes) -> InvalidInput:
     if returncode in _OUT_OF_LIMIT:
         return ParseLimit("the document takes too long or too much memory to read; split it and upload the parts")
-    logger.warning("the parser ended with %s: %s", returncode, noise[-_STDERR_KEPT:].decode(errors="replace"))
+    where = frames_in(noise.decode(errors="replace")) or "it did not say where"
+    logger.warning("the parser ended with %s and %d bytes on standard error: %s", returncode, len(noise), where)
     return BrokenDocument("the document cannot be read; open it in its own program and save it again")
 
 

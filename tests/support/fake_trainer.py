@@ -6,6 +6,7 @@
     {"ignore_sigterm": true}       from here on
     {"deliver": PATH, "say": {}}   copy the artefact at PATH to `artefact`
     {"exit": CODE}  {"kill": 9}    end; a kill is by signal
+    {"raise": TEXT}                end by an exception that says TEXT
     {"only_attempt": N, ...}       any step, in that attempt alone
 
 Told SIGTERM it notes a checkpoint and exits 75; once its standard input closes it is gone. Its process id is in `attempt-N/pid`.
@@ -52,6 +53,8 @@ def take(step: dict[str, Any], job: Path) -> None:
             time.sleep(0.02)
     if "kill" in step:
         os.kill(os.getpid(), step["kill"])
+    if "raise" in step:
+        raise ValueError(step["raise"])
     if "exit" in step:
         sys.exit(step["exit"])
 

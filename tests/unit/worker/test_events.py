@@ -19,3 +19,9 @@ def test_every_event_is_read() -> None:
 )
 def test_anything_else_is_none(line: str) -> None:
     assert parse_event(line) is None
+
+
+def test_what_is_no_event_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    assert parse_event("the document says canary") is None
+    assert "24 characters" in caplog.text
+    assert "canary" not in caplog.text

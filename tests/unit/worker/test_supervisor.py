@@ -17,8 +17,10 @@ from server.db.blobs import BlobStore
 from server.db.tables import DocumentStatus, JobKind, JobState
 from tests.support.rows import expire_lease
 from tests.support.training_rig import Rig, Step, alive, eventually, fake_artefact, make_rig, stage
+from worker.workspace import Workspace
 
 HANG: Step = {"wait_for": "never"}
+CANARY = "Zitronenfalter"
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ def test_a_crash_is_retried_and_bounded(rig: Rig, end: Step, caplog: pytest.LogC
     with caplog.at_level(logging.ERROR):
         rig.work()
     assert (rig.job(job_id).state, rig.job(job_id).attempt, error_code(rig, job_id)) == (JobState.FAILED, 2, "trainer_crashed")
-    assert "fake trainer starts" in caplog.text
+    assert "trainer.log" in caplog.text
     assert "fake trainer" not in str(rig.job(job_id).error)
 
 
@@ -234,6 +236,35 @@ def test_a_disk_that_takes_nothing_fails_the_attempt_not_the_worker(rig: Rig) ->
     (rig.settings.root / "work").write_text("a file where the directory should be")
     rig.work()
     assert (rig.job(job_id).state, error_code(rig, job_id)) == (JobState.FAILED, "job_failed")
+
+
+def test_a_trainer_that_dies_over_a_document_puts_none_of_it_in_the_log(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    _, job_id = rig.upload(
+        [{"print": f"generated {CANARY}"}, {"raise": f"cannot train on {CANARY}\n{CANARY}Error: really"}], max_attempts=1
+    )
+    with caplog.at_level(logging.DEBUG):
+        rig.work()
+    assert error_code(rig, job_id) == "trainer_crashed"
+    assert 'fake_trainer.py", line' in caplog.text
+    assert "ValueError" in caplog.text
+    assert "it is no event" in caplog.text
+    assert CANARY not in caplog.text
+    assert CANARY not in str(rig.job(job_id).error)
+
+
+def test_an_attempt_that_fails_over_a_document_puts_none_of_it_in_the_log(
+    rig: Rig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError(f"cannot write {CANARY}")
+
+    _, job_id = rig.upload([HANG], max_attempts=1)
+    monkeypatch.setattr(Workspace, "prepare", broken)
+    with caplog.at_level(logging.DEBUG):
+        rig.work()
+    assert error_code(rig, job_id) == "job_failed"
+    assert 'test_supervisor.py", line' in caplog.text
+    assert CANARY not in caplog.text
 
 
 def test_a_trainer_killed_from_outside_is_a_crash(rig: Rig) -> None:

@@ -148,6 +148,7 @@ class TestFailure:
         assert error["code"] == "internal_error"
         assert "private" not in error["message"]
         assert "ZeroDivisionError" in caplog.text
+        assert "private" not in caplog.text
         assert house.nothing_left(document)
 
     async def test_a_full_disk_has_its_code(self, house: House) -> None:

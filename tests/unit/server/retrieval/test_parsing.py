@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from server.retrieval.types import Page, ParsedDocument
 from tests.support.documents import docx, paragraph, pdf
 
 GIB = 1024**3
+CANARY = "Zitronenfalter"
 
 
 async def parsed(
@@ -109,6 +111,43 @@ async def test_how_a_parser_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     _parser(tmp_path, monkeypatch, f"cat > /dev/null; {script}")
     with pytest.raises(error):
         await parsed(tmp_path, b"words")
+
+
+@pytest.mark.parametrize(
+    ("death", "named"),
+    [
+        pytest.param("raise ValueError(text)", "ValueError", id="exception"),
+        pytest.param("raise Odd(text)", "ended with 1", id="not even an Exception"),
+        pytest.param("os.abort()", "Fatal Python error: Aborted", id="abort"),
+    ],
+)
+async def test_a_parser_that_dies_over_a_document_puts_none_of_it_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, death: str, named: str
+) -> None:
+    _library(tmp_path, monkeypatch, death)
+    with caplog.at_level(logging.DEBUG), pytest.raises(BrokenDocument) as caught:
+        await parsed(tmp_path, f"our {CANARY} plan".encode(), filename="plan.txt")
+    assert named in caplog.text
+    assert 'reading.py", line' in caplog.text
+    assert CANARY not in caplog.text + str(caught.value)
+
+
+def _library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str) -> None:
+    """The parser's process imports a library that prints the text and dies over it, in two languages."""
+    folder = tmp_path / "library"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "class Odd(BaseException): pass\n"
+        "def read_text(data):\n"
+        "    text = data.decode()\n"
+        "    print(text, file=sys.stderr, flush=True)\n"
+        "    os.write(2, data)\n"
+        f"    {death}\n"
+        "import server.retrieval.formats.text as module\n"
+        "module.read_text = read_text\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
 async def test_the_parser_sees_no_secrets_and_no_titles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
