@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from server.engine import cores as module
 from server.engine.cores import ENGINE, TRAINER, CoreShare
 
 
@@ -80,12 +79,12 @@ def test_a_kill_releases_the_lock(tmp_path: Path) -> None:
 
 
 def test_only_the_cores_that_the_process_may_use_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
     share = CoreShare(tmp_path, ENGINE)
     assert share.threads() == 3
     share.close()
     monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(module.os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
     share = CoreShare(tmp_path, ENGINE)
     assert share.threads() == 7
     share.close()
