@@ -13,9 +13,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PHASE := scripts/phase
 INSTALLED := $(VENV)/.installed
 
-# The checks reach no model hub, and two test processes share two cores.
-TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# The checks reach no model hub. Each of their many processes reads compiled files that others wrote.
+TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE=
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q
+# Two test processes share two cores, half the modules each, and load no plugin that only the contract tests need.
+UNITS := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist worksteal -p no:schemathesis -m "not slow" tests/unit
 SUITES := tests/integration tests/contract tests/faults
 SOURCES := server worker benchmarks clients/python/src scripts deploy tests
 
@@ -38,7 +40,7 @@ up: install
 test: test-unit test-rest
 
 test-unit: install
-	@$(PHASE) "unit tests" env OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "not slow" tests/unit
+	@$(PHASE) "unit tests" env $(UNITS)
 
 test-rest: install
 	@$(PHASE) "integration, contract and fault tests" env $(PYTEST) -m "not slow" --durations=10 $(SUITES)

@@ -29,7 +29,6 @@ from server.app import create_app
 from server.asks.prompting import Prompter
 from server.db import documents, jobs, modules
 from server.db.blobs import BlobStore
-from server.db.migrate import upgrade
 from server.db.modules import NewModule
 from server.db.session import Database, SyncDatabase
 from server.db.tables import Document, DocumentStatus, Job, JobKind, Module, Revision
@@ -42,6 +41,7 @@ from server.retrieval.types import Page, ParsedDocument, PassageText, Point
 from server.settings import Settings
 from server.transactions import reading, writing
 from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.databases import migrated_bytes
 from tests.support.embeddings import FakeEmbedder
 from tests.support.fakes import Counter, FakeEngine, FakeIndex
 
@@ -125,7 +125,7 @@ def client_of(app: FastAPI, key: str | None) -> httpx2.AsyncClient:
 def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database of the newest schema with the two tenants' keys, to be copied."""
     file = tmp_path_factory.mktemp("migrated") / "empty.db"
-    upgrade(f"sqlite:///{file}")
+    file.write_bytes(migrated_bytes())
     seed(f"sqlite:///{file}")
     return file
 

@@ -34,6 +34,8 @@ class Oracle:
         self._known: list[Artefact] = []
         self._layers: list[tuple[str, LoraLayer]] = []
         """Those that have an adapter, by their names in the causal LM."""
+        self._active: list[str] | None = None
+        """The names of the adapters that are on; None after another was added, which PEFT may have turned on."""
 
     def greedy(self, prompt: Prompt, max_tokens: int, module: Artefact | None = None, extractor: Artefact | None = None) -> Answer:
         cache = DynamicCache(config=self._base.model.config)
@@ -68,10 +70,14 @@ class Oracle:
         return logits
 
     def _activate(self, artefacts: list[Artefact]) -> None:
+        names = [self._name(artefact) for artefact in artefacts]
+        if names == self._active:
+            return
         for _, layer in self._layers:
-            layer.enable_adapters(bool(artefacts))
-            if artefacts:
-                layer.set_adapter([self._name(artefact) for artefact in artefacts])
+            layer.enable_adapters(bool(names))
+            if names:
+                layer.set_adapter(names)
+        self._active = names
 
     def _weigh(self, module: Artefact | None, extractor: Artefact | None) -> None:
         """Make each layer's scaling the composition's weight times alpha / r."""
@@ -92,6 +98,7 @@ class Oracle:
         return f"adapter-{number}"
 
     def _add(self, name: str, artefact: Artefact) -> None:
+        self._active = None
         manifest = artefact.manifest
         config = LoraConfig(r=manifest.rank, lora_alpha=manifest.alpha, target_modules=list(artefact.a), lora_dropout=0.0)  # type: ignore[arg-type]
         if isinstance(self._model, PeftModel):

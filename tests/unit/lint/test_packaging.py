@@ -6,6 +6,7 @@ import ast
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("server", "worker", "benchmarks")
 OURS = frozenset({*PACKAGES, "scripts", "tests", "kmserve_client"})
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+packages_distributions = cache(metadata.packages_distributions)
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -77,7 +79,7 @@ def imported_packages(folder: str) -> Iterator[tuple[str, str]]:
 def test_what_the_source_imports_is_declared(folder: str) -> None:
     source = folder in {"server", "worker"}
     declared = names(PROJECT["project"]["dependencies"] if source else lock.project_requirements(extras=True))
-    owners = metadata.packages_distributions()
+    owners = packages_distributions()
     undeclared = {
         f"{package} in {path}"
         for package, path in imported_packages(folder)

@@ -9,11 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, Phi3Config, PretrainedConfig
 
-from server.engine.base_model import DEFAULT_BASE, BaseModel, PreparedBase, adapted_layers, context_limit, load_base, prepare_base
-from server.engine.prompt import answer_prompt
+from server.engine.base_model import PreparedBase, adapted_layers, context_limit, load_base, prepare_base
 from server.errors import BaseModelNotFound, BaseModelUnusable, DeviceUnavailable
 from tests.support import base_files
-from tests.support.smollm2 import smollm2
 from tests.support.tiny_models import FAMILIES
 
 
@@ -29,23 +27,6 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
-def test_the_default_answers_a_question(no_network: None) -> None:
-    base = load_base(smollm2(), device="cpu", dtype="float32")
-    prompt = answer_prompt(base.tokenizer, "What is the capital of France?")
-    with torch.no_grad():
-        written = _greedy(base, list(prompt.ids), 8)
-    assert "Paris" in base.tokenizer.decode(written)
-    assert (base.name, base.context_limit, base.eos_ids) == (DEFAULT_BASE, 8192, frozenset({2}))
-    assert len(adapted_layers(base.model)) == 30 * 7
-
-
-def _greedy(base: BaseModel, ids: list[int], count: int) -> list[int]:
-    written: list[int] = []
-    for _ in range(count):
-        written.append(int(base.model(input_ids=torch.tensor([ids + written])).logits[0, -1].argmax()))
-    return written
 
 
 def test_a_local_directory_is_used_in_place(prepared: PreparedBase, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 BARE = "torch transformers safetensors jinja2"
 
 # Runs in its own interpreter: the path finder answers only for the closure of the given distributions, so that everything else is truly
@@ -35,9 +35,11 @@ def closure(*names):
         waiting += [re.split("[^A-Za-z0-9._-]", line)[0] for line in lines if "extra ==" not in line]
     return seen
 
+owners_of = metadata.packages_distributions()
+
 def modules_of(distributions):
     return {
-        module for module, owners in metadata.packages_distributions().items()
+        module for module, owners in owners_of.items()
         if any(re.sub("[-_.]+", "-", owner).lower() in distributions for owner in owners)
     }
 
