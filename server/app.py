@@ -36,6 +36,7 @@ from server.jobs.bell import Bell
 from server.jobs.routes import router as jobs
 from server.modules.store import ModuleStore
 from server.parts import Loading, Parts, Tasks
+from server.presence import sole_api_process
 from server.problems import Guard, Problem, install
 from server.settings import Settings, load_settings
 from server.transactions import writing
@@ -76,7 +77,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
 async def running(settings: Settings) -> AsyncIterator[Parts]:
     """All parts at work, and all of them stopped at the end."""
     startup.make_root(settings.root)
-    with startup.sole_api_process(settings):
+    with sole_api_process(settings):
         secret = startup.secret_of(settings)
         await asyncio.to_thread(upgrade, settings.sql_url)
         database, bell, background = Database(settings.sql_url), Bell(settings), Tasks()
@@ -132,14 +133,10 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 def main() -> None:
     settings = load_settings()
     observability.configure(settings)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
+    listening = uvicorn.Config("", host=settings.host, port=settings.port, log_config=None).bind_socket()
+    settings = settings.model_copy(update={"port": listening.getsockname()[1]})  # 0 asked for any
+    config = uvicorn.Config(create_app(settings), log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS)
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from server.cli_stack import StackError
 from server.errors import KmserveError
+from server.presence import running_url
 from server.settings import load_settings
 
 URL_VARIABLE = "KMS_URL"
@@ -38,16 +39,21 @@ class CliError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """Where the server is. Without options or variables: the server that `kmserve up` starts with the same settings."""
+    """Where the server is. Without options or variables: the one that runs in the data directory, else the one that the settings start."""
 
     url: str
     api_key: str
 
     @staticmethod
     def of(url: str | None, api_key: str | None) -> Connection:
-        """Raises CliError when no key is given and none lies in the data directory."""
+        """Raises CliError when no key is given and none lies in the data directory, or nothing says on which port the server listens."""
         settings = load_settings()
-        return Connection(url=url or f"http://127.0.0.1:{settings.port}", api_key=api_key or read_key(settings.root / "admin.key"))
+        found = url or running_url(settings) or (settings.url if settings.port else None)
+        if found is None:
+            raise CliError(
+                f"KMSERVE_PORT is 0 and no server runs here: start one with `kmserve up`, or name one with --url or {URL_VARIABLE}"
+            )
+        return Connection(url=found, api_key=api_key or read_key(settings.root / "admin.key"))
 
     def client(self, **options: Any) -> Client:
         return Client(self.url, self.api_key, **options)

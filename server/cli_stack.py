@@ -79,9 +79,7 @@ class Stack:
 
     @property
     def url(self) -> str:
-        host = self.settings.host
-        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-        return f"http://{shown}:{self.settings.port}"
+        return self.settings.url
 
     @property
     def key_file(self) -> Path:

@@ -38,7 +38,9 @@ def up(
 
       KMSERVE_BASE_MODEL=./models/Llama-3.2-1B-Instruct kmserve up --port 9000 --data-dir ./data
     """
-    settings, environ = configured(host=host, port=free_port(host or "127.0.0.1") if port == 0 else port, data_dir=data_dir)
+    settings, environ = configured(host=host, port=port, data_dir=data_dir)
+    if settings.port == 0:
+        settings, environ = configured(host=host, port=free_port(settings.host), data_dir=data_dir)
     try:
         with terminable(), Stack(settings, environ) as stack:
             prepare_apart(settings, environ)

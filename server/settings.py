@@ -88,6 +88,12 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.root / 'kmserve.db'}"
 
     @property
+    def url(self) -> str:
+        """Where this machine reaches the API."""
+        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, f"[{self.host}]" if ":" in self.host else self.host)
+        return f"http://{shown}:{self.port}"
+
+    @property
     def celery_url(self) -> str:
         return self.broker_url or "filesystem://"
 

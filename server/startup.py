@@ -1,15 +1,10 @@
-"""What the first start makes and every start checks: data directory and lock, secret, the tenant `default` and its admin key."""
+"""What the first start makes and every start checks: data directory, secret, the tenant `default` and its admin key."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import os
 import secrets
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -30,21 +25,6 @@ def make_root(root: Path) -> None:
     """For its owner alone: it holds documents, keys and pickles."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     root.chmod(0o700)
-
-
-@contextmanager
-def sole_api_process(settings: Settings) -> Iterator[None]:
-    """Hold the lock that a second API process would need: one for each machine, whose model it loads, and one for each embedded index.
-
-    RuntimeError if another process holds it, as with several workers of one web server.
-    """
-    name = "api" if settings.qdrant_url is None else f"api-{socket.gethostname()}"
-    descriptor = os.open(settings.root / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        _lock(descriptor)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def secret_of(settings: Settings) -> bytes:
@@ -79,16 +59,6 @@ def _outlived_its_secret(session: Session, keys: KeyMaker, path: Path) -> bool:
     prefix = prefix_of(text)
     row = repository.usable(session, prefix) if prefix else None
     return row is not None and not keys.proves(text, row.hash)
-
-
-def _lock(descriptor: int) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise
-        message = "another API process uses this data directory: run one process, with one worker, or set KMSERVE_DATA_DIR to another"
-        raise RuntimeError(message) from None
 
 
 def _write_private(path: Path, text: str) -> None:

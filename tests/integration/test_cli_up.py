@@ -18,8 +18,8 @@ if not Path("/proc").is_dir():
 
 
 def kmserve(up: Up, *arguments: str) -> str:
-    """A command as a user gives it, against that server; its output."""
-    environ = {**up.environ, "KMS_URL": up.url, "COLUMNS": "200"}
+    """A command as a user gives it, who has not heard of the server's port; its output."""
+    environ = {**up.environ, "COLUMNS": "200"}
     done = subprocess.run(
         [sys.executable, "-m", "server.cli", *arguments], cwd=TREE, env=environ, capture_output=True, text=True, timeout=240
     )

@@ -42,11 +42,12 @@ class Up:
 
 
 def environment(data_dir: Path) -> dict[str, str]:
-    """That of a user who has nothing set but the data directory; the base model is the one that tests share."""
+    """That of a user who has set a data directory and any free port; the base model is the one that tests share."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("KMSERVE_", "KMS_"))}
     paths = os.pathsep.join([str(TREE), str(TREE / "clients" / "python" / "src"), plain.get("PYTHONPATH", "")])
     base = str(smollm2().directory)
-    return {**plain, "PYTHONPATH": paths, "KMSERVE_DATA_DIR": str(data_dir), "KMSERVE_BASE_MODEL": base, "HF_HUB_OFFLINE": "1"}
+    mine = {"KMSERVE_DATA_DIR": str(data_dir), "KMSERVE_BASE_MODEL": base, "KMSERVE_PORT": "0"}
+    return {**plain, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", **mine}
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def kmserve_up(folder: Path) -> Iterator[Up]:
     """Ready when the context begins, and gone when it ends."""
     environ, log = environment(folder / "data"), folder / "up.log"
     with log.open("wb") as output:
-        command = [sys.executable, "-m", "server.cli", "up", "--port", "0"]
+        command = [sys.executable, "-m", "server.cli", "up"]
         process = subprocess.Popen(command, cwd=TREE, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
         url = _url(process, log)

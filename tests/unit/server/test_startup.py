@@ -92,12 +92,3 @@ def test_without_any_admin_key_that_works_a_new_one_is_made(database: SyncDataba
     with database.read() as session:
         hashes = list(session.scalars(select(ApiKey.hash)))
     assert any(keys.proves(second, stored) for stored in hashes)
-
-
-def test_a_second_api_process_is_refused(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path)
-    second = startup.sole_api_process(settings)
-    with startup.sole_api_process(settings), pytest.raises(RuntimeError, match="another API process"):
-        second.__enter__()
-    with startup.sole_api_process(settings):
-        pass
