@@ -34,6 +34,8 @@ _TIMEOUT_SECONDS: Final = 30
 _TENANT: Final = "tenant"
 _DOCUMENT: Final = "document"
 _REVISION: Final = "revision"
+_EMPTY_LOG: Final = "PRAGMA wal_checkpoint(TRUNCATE)"
+"""Pages go to the file, where the overwritten ones replace those with deleted rows."""
 
 
 class VectorIndex:
@@ -109,7 +111,8 @@ class VectorIndex:
             if self._path is None:
                 self._index_payload()
             else:
-                self._on_file(self._path, "PRAGMA journal_mode=WAL")
+                self._overwrite_deleted(self._client)
+                self._on_file(self._path, "PRAGMA journal_mode=WAL", _EMPTY_LOG)
         except BaseException:
             self._client.close()
             self._client = None
@@ -190,13 +193,18 @@ class VectorIndex:
             return
         self._open_client.delete(self._collection, models.FilterSelector(filter=within), wait=True)
         if self._path is not None:
-            self._on_file(self._path, "VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)")
+            self._on_file(self._path, _EMPTY_LOG)
+
+    def _overwrite_deleted(self, client: QdrantClient) -> None:
+        """SQLite may only mark deleted rows as free. Told to overwrite them, it need not rewrite the file for each deletion.
+
+        The setting is one of the connection, which local Qdrant shows nobody.
+        """
+        local: Any = client._client
+        local.collections[self._collection].storage.storage.execute("PRAGMA secure_delete=ON").fetchall()
 
     def _on_file(self, path: Path, *statements: str) -> None:
-        """Local Qdrant keeps a collection in SQLite and commits every point by itself: a write-ahead log makes that bearable.
-
-        SQLite only marks deleted rows as free: rewriting the file and emptying the log leaves nothing of them on the disk.
-        """
+        """Local Qdrant keeps a collection in SQLite and commits every point by itself: a write-ahead log makes that bearable."""
         with closing(sqlite3.connect(path / "collection" / self._collection / "storage.sqlite")) as storage:
             for statement in statements:
                 storage.execute(statement)
