@@ -1,7 +1,8 @@
 """Request bodies: how much of one is read, and what becomes of the rest of one that is refused.
 
-Bodies that are read whole have a limit here; uploads are streamed and have one of their own. A response that comes before its request's
-end closes the connection: the web server would otherwise read on, through a gigabyte if need be, to find the next request behind it.
+Bodies that are read whole have a limit here; uploads have one of their own, as forms that are streamed and as JSON that is not. A response
+that comes before its request's end closes the connection: the web server would otherwise read on, through a gigabyte if need be, to find
+the next request behind it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES: Final = 1024 * 1024
-_STREAMED: Final = ("POST", "/documents")
+_UPLOAD: Final = ("POST", "/documents")
 
 
 class BodyLimit:
@@ -36,7 +37,7 @@ class _Body:
         self._receive = receive
         self._send = send
         self._announced = int(length) if length.isdecimal() else 0
-        self._limited = (scope["method"], scope["path"]) != _STREAMED
+        self._limited = (scope["method"], scope["path"]) != _UPLOAD
         self._read = 0
         self._pending = self._announced > 0 or "transfer-encoding" in headers
 

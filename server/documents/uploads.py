@@ -1,4 +1,7 @@
-"""The bytes of an upload on their way to the disk: hashed and counted as they arrive, never more of them in memory than one piece.
+"""The bytes of an upload on their way to the disk, hashed and counted.
+
+A file in a form is written as it arrives: no more of it is in memory than one piece. Text in JSON has to be parsed, so all of it is in
+memory, a few times over, while it is taken; what bounds it is the limit of uploads.
 
     async with received(request, blobs, limit) as upload: ...      upload.file is gone afterwards, unless it was adopted
 
@@ -127,7 +130,8 @@ async def _text(request: Request, writer: _Writer) -> Upload:
     body = bytearray()
     async for piece in _pieces(request, writer.limit):
         body += piece
-    fields = await asyncio.to_thread(_parsed, bytes(body))
+    fields = await asyncio.to_thread(_parsed, body)
+    body.clear()
     await writer.write(fields.text.encode())
     return await writer.done(fields.filename, fields)
 
@@ -152,7 +156,7 @@ def _fields(form: dict[str, str]) -> UploadFields:
     return _checked(lambda: UploadFields.model_validate(given))
 
 
-def _parsed(body: bytes) -> TextUpload:
+def _parsed(body: bytearray) -> TextUpload:
     return _checked(lambda: TextUpload.model_validate_json(body))
 
 
