@@ -23,6 +23,9 @@ class ExitCode(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
+    """`done` of `total` `unit`s of the stage. `eta_seconds` is to the end of the whole job and not of the stage, as worker/progress.py
+    reckons it; None while there is no pace to reckon by."""
+
     stage: str
     done: int
     total: int

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from server.engine.cores import TRAINER, CoreShare
 from server.engine.options import CpuShare
 from worker.events import ExitCode
+from worker.progress import Remaining
 
 if TYPE_CHECKING:
     from worker.training.gate import Gate
@@ -32,24 +33,18 @@ class Reporter:
 
     def __init__(self, cores: CpuShare) -> None:
         self.stopping = False
+        self.remaining: Remaining | None = None
+        """Set once the recipe is known; without it no estimate is told."""
         self._cores = cores
-        self._stage = ""
-        self._began, self._first = 0.0, 0
 
     def __call__(self, stage: str, done: int, total: int, unit: str) -> None:
-        if stage != self._stage:
-            self._stage, self._began, self._first = stage, time.monotonic(), done
         self._adjust()
-        emit(event="progress", stage=stage, done=done, total=total, unit=unit, eta_seconds=self._eta(done, total))
+        eta = self.remaining.after(stage, done, total, time.monotonic()) if self.remaining else None
+        emit(event="progress", stage=stage, done=done, total=total, unit=unit, eta_seconds=eta)
         if self.stopping:
             from worker.training.fit import Stopped
 
             raise Stopped
-
-    def _eta(self, done: int, total: int) -> float | None:
-        """Of the stage, from its own pace so far; none before there is one."""
-        finished = done - self._first
-        return None if finished <= 0 else round((time.monotonic() - self._began) / finished * (total - done), 1)
 
     def _adjust(self) -> None:
         import torch
@@ -103,6 +98,7 @@ def _run(directory: Path, spec: dict[str, Any], reporter: Reporter, cores: CpuSh
     from worker.training.recipe import recipe_for
 
     recipe = recipe_for(spec["preset"], spec["recipe"])
+    reporter.remaining = Remaining(recipe)
     reporter("loading", 0, 1, "model")
     prepared = prepare_base(spec["base"]["source"], Path(spec["base"]["models_dir"]))
     base = load_base(prepared, device=spec["device"], dtype=spec["dtype"])

@@ -53,6 +53,9 @@ def test_sigterm_writes_a_checkpoint_and_the_next_attempt_resumes_to_a_result(jo
     assert second.steps("fitting") == list(range(stopped + 1, RECIPE["max_steps"] + 1))
     assert second.steps("teaching") == []
     assert (job / "synthesis.jsonl").read_text().split() == written, "nothing was generated again"
+    estimates = [event["eta_seconds"] for event in second.events("progress")]
+    assert estimates[0] is None
+    assert estimates[-1] == 0
     [result] = second.events("result")
     assert result["artefact"] == "attempt-2/artefact"
     model = loaded(base, job.parent / "models")
