@@ -10,9 +10,10 @@
     ├── TooLarge                413: upload_too_large, request_too_large, document_too_long
     ├── UnsupportedMediaType    415: unsupported_media_type
     ├── TooManyRequests         429: engine_busy (carries retry_after, seconds)
-    ├── Unavailable             503: module_corrupt, module_wrong_base, extractor_unavailable, base_model_not_found,
-    │                                base_model_unusable, embedder_not_found, device_unavailable, engine_stopped,
-    │                                index_mismatch, index_unavailable, starting, database_unavailable
+    ├── Unavailable             503: module_corrupt, module_wrong_base, module_unsupported, module_missing,
+    │                                extractor_unavailable, base_model_not_found, base_model_unusable, embedder_not_found,
+    │                                device_unavailable, engine_stopped, index_mismatch, index_unavailable, starting,
+    │                                database_unavailable
     └── JobFailure              ends a job, never a request: gate_not_passed, gpu_out_of_memory, gpu_busy, trainer_crashed, ...
 
 Standard library only: the engine and the trainer raise these too. A message says what to do next and never holds a path, SQL or
@@ -188,18 +189,36 @@ class Unavailable(KmserveError):
     code = "unavailable"
 
 
-class ModuleCorrupt(Unavailable):
-    """The artefact's files do not prove what the database expects; `reason` is for the log and the quarantine record."""
+class ArtefactRefused(Unavailable):
+    """An artefact that may not be used; `reason` is for the log. It is always one of the kinds below."""
 
-    code = "module_corrupt"
+    code = "artefact_refused"
 
     def __init__(self, detail: str, reason: str = "", **extra: Any) -> None:
         super().__init__(detail, **extra)
         self.reason = reason or detail
 
 
-class ModuleWrongBase(ModuleCorrupt):
+class ModuleCorrupt(ArtefactRefused):
+    """The artefact's files do not prove what the database expects: the only kind that is put in quarantine, with its `reason`."""
+
+    code = "module_corrupt"
+
+
+class ModuleWrongBase(ArtefactRefused):
     code = "module_wrong_base"
+
+
+class ModuleUnsupported(ArtefactRefused):
+    """An intact artefact that asks for more than this release or these settings have: a newer schema, a higher rank."""
+
+    code = "module_unsupported"
+
+
+class ModuleMissing(ArtefactRefused):
+    """The artefact's directory is not there: perhaps its store is not."""
+
+    code = "module_missing"
 
 
 class ExtractorUnavailable(Unavailable):

@@ -1,6 +1,6 @@
 """One answer in progress: the plan handed to the engine, its pieces, and the whole of them.
 
-    running = await begin(...)              whatever can be refused is refused here, before the first piece
+    running = await begin(...)              planned, and whatever can be refused is refused here, before the first piece
     async for piece in running.pieces(): ...
     running.answer()
     await running.end()                     in any case: frees the engine, writes the audit record
@@ -21,27 +21,37 @@ from sqlalchemy.orm import Session
 
 from server import audit
 from server.asks import repository
-from server.asks.plan import ModuleVersion, corrupt
+from server.asks.plan import OR_FALL_BACK, ModuleVersion
 from server.asks.retrieval import cited
-from server.asks.schemas import Answer, Ask, ScoredText, Usage
-from server.asks.service import Plan
+from server.asks.schemas import Answer, Ask, Fallback, Mode, ScoredText, Usage
+from server.asks.service import Plan, plan
 from server.db import documents, modules
 from server.engine.request import Delta, EngineRequest, FinishReason, Sampling, Score
-from server.errors import DocumentNotFound, EngineStopped, ModuleCorrupt, ModuleWrongBase
+from server.errors import ArtefactRefused, DocumentNotFound, EngineStopped, ExtractorUnavailable, ModuleCorrupt
 from server.parts import Parts
-from server.transactions import writing
+from server.transactions import reading, writing
 
 logger = logging.getLogger(__name__)
 
 
-async def begin(parts: Parts, tenant_id: str, plan: Plan, ask: Ask, request_id: str) -> Running:
-    """The answer with its scores and its first piece. Raises whatever the engine refuses; a damaged module is quarantined first."""
-    running = Running(parts, tenant_id, plan, request_id)
+async def begin(parts: Parts, tenant_id: str, ask: Ask, request_id: str) -> Running:
+    """The answer with its scores and its first piece. Raises whatever planning and the engine refuse; where that is the adapters, known
+    at last when the engine has read them, and the request falls back, it is planned again without the module."""
+    try:
+        return await _begin(parts, tenant_id, ask, request_id)
+    except (ArtefactRefused, ExtractorUnavailable):
+        if ask.fallback == Fallback.ERROR or ask.mode == Mode.RETRIEVAL:
+            raise
+        return await _begin(parts, tenant_id, ask.model_copy(update={"mode": Mode.RETRIEVAL}), request_id)
+
+
+async def _begin(parts: Parts, tenant_id: str, ask: Ask, request_id: str) -> Running:
+    running = Running(parts, tenant_id, await plan(parts, tenant_id, ask), request_id)
     try:
         await running.start(ask)
-    except ModuleCorrupt as error:
+    except ArtefactRefused as error:
         await running.release()
-        raise await _out_of_service(parts, tenant_id, plan, error) from error
+        raise await _refusal(parts, tenant_id, running.plan, error) from error
     except BaseException:
         await running.release()
         raise
@@ -142,29 +152,37 @@ class Running:
         audit.record(session, self._tenant_id, "ask", document_id=about, **detail)
 
 
-async def _out_of_service(parts: Parts, tenant_id: str, plan: Plan, error: ModuleCorrupt) -> Exception:
-    """Quarantine the plan's module if it is the damaged artefact; the error to answer with."""
-    module = plan.module
-    blamed = error.extra.get("digest")
-    if module is None or isinstance(error, ModuleWrongBase) or (blamed != module.digest and (blamed or plan.worn.extractor)):
-        logger.error("an artefact cannot be served: %s", error.reason)
-        return error
-    if not await writing(parts.database, _quarantine_row, tenant_id, module, error.reason):
-        return DocumentNotFound("no such document")
-    await asyncio.to_thread(parts.modules.quarantine, tenant_id, module.document_id, module.digest, error.reason)
-    refusal = corrupt(module.document_id)
-    parts.models.get().engine.evict(parts.modules.path(tenant_id, module.document_id, module.digest), refusal)
-    logger.error("module %s is quarantined: %s", module.id, error.reason)
-    return refusal
+async def _refusal(parts: Parts, tenant_id: str, refused: Plan, error: ArtefactRefused) -> Exception:
+    """The error to answer with. A damaged module is put in quarantine; what says nothing of its files leaves them where they are."""
+    module = refused.module
+    if module is None or error.extra.get("digest") != module.digest:
+        logger.error("an extractor cannot be served: %s", error.reason)
+        return ExtractorUnavailable("the extractor that this answer needs cannot be served; its operator must restore it")
+    logger.error("module %s cannot be served: %s", module.id, error.reason)
+    answer = type(error)(error.detail + OR_FALL_BACK, document_id=module.document_id, digest=module.digest)
+    try:
+        if isinstance(error, ModuleCorrupt):
+            await _quarantine(parts, tenant_id, module, error)
+        else:
+            await reading(parts.database, documents.get_live, tenant_id, module.document_id)
+    except DocumentNotFound as deleted:
+        return deleted
+    return answer
+
+
+async def _quarantine(parts: Parts, tenant_id: str, module: ModuleVersion, error: ModuleCorrupt) -> None:
+    """Once: by the next time there may be a new artefact in the place of the damaged one. Raises DocumentNotFound."""
+    if await writing(parts.database, _quarantine_row, tenant_id, module, error.reason):
+        await asyncio.to_thread(parts.modules.quarantine, tenant_id, module.document_id, module.digest, error.reason)
+        parts.models.get().engine.evict(parts.modules.path(tenant_id, module.document_id, module.digest), error)
 
 
 def _quarantine_row(session: Session, tenant_id: str, module: ModuleVersion, reason: str) -> bool:
-    """False for a document that was deleted meanwhile, which is why the files are not what they were."""
+    """Raises DocumentNotFound for a document that was deleted meanwhile, which is why the files are not what they were."""
     if documents.lock(session, tenant_id, module.document_id) is None:
-        return False
-    modules.quarantine(session, tenant_id, module.id, reason)
+        raise DocumentNotFound("no such document")
     repository.touch(session, tenant_id, module.document_id)
-    return True
+    return modules.quarantine(session, tenant_id, module.id, reason)
 
 
 def _scored(score: Score) -> ScoredText:

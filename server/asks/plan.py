@@ -6,11 +6,14 @@ A document's module is never replaced by something else without a word: the call
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from server.asks.schemas import Fallback, Mode
 from server.db.tables import ModuleState
 from server.errors import Conflict, ModuleCorrupt, ModuleNotReady, ModuleWrongBase, NotRetrievable, Unavailable
+from server.modules.artefact import DAMAGED, WRONG_BASE
+
+OR_FALL_BACK: Final = ", or ask with `fallback: retrieval`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +102,7 @@ def _usable(source: Source, fingerprint: str, current_only: bool) -> ModuleVersi
         detail = "this document has no published module yet; follow its job, or ask with `fallback: retrieval`"
         raise ModuleNotReady(detail, **source.named())
     if module.state == ModuleState.QUARANTINED:
-        raise corrupt(source.document_id)
+        raise ModuleCorrupt(DAMAGED + OR_FALL_BACK, document_id=source.document_id)
     if module.base_fingerprint != fingerprint:
-        detail = "this document's module was trained for another base model; train the document again, or ask with `fallback: retrieval`"
-        raise ModuleWrongBase(detail, document_id=source.document_id)
+        raise ModuleWrongBase(WRONG_BASE + OR_FALL_BACK, document_id=source.document_id)
     return module
-
-
-def corrupt(document_id: str) -> ModuleCorrupt:
-    detail = "this document's module is damaged and out of service; train the document again, or ask with `fallback: retrieval`"
-    return ModuleCorrupt(detail, document_id=document_id)

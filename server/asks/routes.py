@@ -10,7 +10,7 @@ from typing import Any, Final
 from asgi_correlation_id import correlation_id
 from fastapi import APIRouter, Request
 
-from server.asks import answering, retrieval, service
+from server.asks import answering, retrieval
 from server.asks.answering import Running
 from server.asks.schemas import Answer, Ask, Search, SearchResult, Started, TextDelta
 from server.errors import (
@@ -22,16 +22,18 @@ from server.errors import (
     InvalidHistory,
     KmserveError,
     ModuleCorrupt,
+    ModuleMissing,
     ModuleNotReady,
+    ModuleUnsupported,
     ModuleWrongBase,
     NotRetrievable,
     Starting,
     TooManyRequests,
     UnknownMode,
 )
-from server.parts import Parts, PartsOf
+from server.parts import PartsOf
 from server.problems import documented, known, problem_json
-from server.security import Asker, Caller, KeyScope
+from server.security import Asker, KeyScope
 from server.streams import EventStream, described, sse, unless_gone
 
 router = APIRouter(tags=["questions"])
@@ -53,6 +55,8 @@ _ASK_ERRORS: Final = (
     ModuleNotReady,
     ModuleCorrupt,
     ModuleWrongBase,
+    ModuleUnsupported,
+    ModuleMissing,
     ExtractorUnavailable,
     UnknownMode,
     InvalidHistory,
@@ -69,7 +73,7 @@ async def ask(body: Ask, request: Request, parts: PartsOf, caller: Asker) -> Any
     """Ask one document, several, or all that the key may read. The answer says what it used and cites the passages it stands on."""
     if body.score is not None:
         caller.require(KeyScope.EVALUATE)
-    running = await unless_gone(request, _begin(parts, caller, body))
+    running = await unless_gone(request, answering.begin(parts, caller.tenant, body, correlation_id.get() or ""))
     if body.stream:
         return EventStream(_events(running), ended=running.end)
     try:
@@ -82,11 +86,6 @@ async def ask(body: Ask, request: Request, parts: PartsOf, caller: Asker) -> Any
 async def search(body: Search, parts: PartsOf, caller: Asker) -> SearchResult:
     """The passages nearest to a query, best first."""
     return SearchResult(hits=await retrieval.search(parts, caller.tenant, body))
-
-
-async def _begin(parts: Parts, caller: Caller, body: Ask) -> Running:
-    plan = await service.plan(parts, caller.tenant, body)
-    return await answering.begin(parts, caller.tenant, plan, body, correlation_id.get() or "")
 
 
 async def _whole(running: Running) -> Answer:

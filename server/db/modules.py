@@ -75,13 +75,12 @@ def by_version(session: Session, tenant_id: str, document_id: str, version: int)
     return session.scalars(found).one_or_none()
 
 
-def quarantine(session: Session, tenant_id: str, module_id: str, reason: str) -> None:
-    """Take a module out of service. The pointer stays: the document's owner is told, not quietly answered by something else."""
-    session.execute(
-        update(Module)
-        .where(Module.id == module_id, Module.tenant_id == tenant_id)
-        .values(state=ModuleState.QUARANTINED, state_reason=reason)
-    )
+def quarantine(session: Session, tenant_id: str, module_id: str, reason: str) -> bool:
+    """Take a module out of service; False if it is already. The pointer stays: the document's owner is told, not quietly answered by
+    something else."""
+    served = update(Module).where(Module.id == module_id, Module.tenant_id == tenant_id, Module.state == ModuleState.PUBLISHED)
+    moved = served.values(state=ModuleState.QUARANTINED, state_reason=reason).returning(Module.id)
+    return session.scalar(moved) is not None
 
 
 def in_use(session: Session, tenant_id: str, document_id: str, digest: str) -> bool:

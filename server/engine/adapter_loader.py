@@ -16,7 +16,7 @@ Read = Callable[[ArtefactRef, str, Mapping[str, tuple[int, int]], int], Artefact
 
 
 def loader(base: BaseModel, layers: Mapping[str, nn.Linear], max_rank: int, read: Read = read_artefact) -> Load:
-    """The `load` of a host cache: raises what `read` raises (ModuleCorrupt, ModuleWrongBase)."""
+    """The `load` of a host cache: raises what `read` raises (an ArtefactRefused)."""
     shapes = {name: (linear.out_features, linear.in_features) for name, linear in layers.items()}
 
     def load(ref: ArtefactRef) -> HostAdapter:

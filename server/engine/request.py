@@ -90,7 +90,7 @@ class Engine(Protocol):
     """The seam between the service and whatever runs the model."""
 
     def submit(self, request: EngineRequest) -> AsyncIterator[Delta]:
-        """Stream an answer. Raises ContextLimit, ModuleCorrupt, EngineBusy, EngineStopped before or within the stream.
+        """Stream an answer. Raises ContextLimit, ArtefactRefused, TooManyRequests, EngineStopped before or within the stream.
         Closing the iterator cancels the request."""
         ...
 

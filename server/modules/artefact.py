@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor
 
 from server.engine.request import ArtefactRef, Scope
-from server.errors import ModuleCorrupt, ModuleWrongBase
+from server.errors import ModuleCorrupt, ModuleMissing, ModuleUnsupported, ModuleWrongBase
 from server.modules.canonical import canonical_json
 from server.modules.composition import Composition
 from server.modules.digest import composition_digest, lora_digest
 from server.modules.files import flush, make_durably, read_regular, write_durably
-from server.modules.manifest import Manifest, manifest_bytes, parse_manifest
+from server.modules.manifest import Manifest, Unsupported, manifest_bytes, parse_manifest
 from server.modules.peft_format import adapter_config, named_tensors
 from server.modules.validation import (
     Shapes,
@@ -36,6 +37,9 @@ ADAPTER = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 MANIFEST = "manifest.json"
 COMPOSITION = "composition.safetensors"
+DAMAGED = "the module is damaged and out of service; train the document again with `retry`"
+MISSING = "the module's files are not there; make its store reachable again, or train the document again with `retry`"
+WRONG_BASE = "the module was trained for another base model; set that base model again, or train the document again with `retry`"
 _JSON_BYTES = 4 * 1024 * 1024
 
 
@@ -99,21 +103,25 @@ def write_lora(directory: Path, *, a: Mapping[str, Tensor], b: Mapping[str, Tens
 def read_artefact(ref: ArtefactRef, base_fingerprint: str, shapes: Shapes, max_rank: int) -> Artefact:
     """Read an artefact whose files prove everything that `ref` and this base model expect of them.
 
-    `shapes`: layer -> (out, in) of the base model's adapted layers. Raises ModuleCorrupt with a `reason`, ModuleWrongBase for an
-    intact artefact of another base model (not a reason to quarantine it), OSError when the disk itself fails.
+    `shapes`: layer -> (out, in) of the base model's adapted layers. Raises ModuleCorrupt with a `reason` for damage; what is no reason
+    to quarantine it: ModuleWrongBase and ModuleUnsupported for an intact artefact, ModuleMissing where there is none, OSError when the
+    disk itself fails. All name the artefact's `digest`.
     """
     try:
         return _read(ref, base_fingerprint, shapes, max_rank)
+    except Unsupported as error:
+        raise ModuleUnsupported(f"this server cannot serve the module: {error}", digest=ref.digest) from error
     except ValueError as error:
-        detail = "The files of this module are damaged. Train the document again."
-        raise ModuleCorrupt(detail, reason=str(error), digest=ref.digest) from error
+        if not os.path.lexists(ref.directory):
+            raise ModuleMissing(MISSING, reason=f"there is no {ref.directory}", digest=ref.digest) from error
+        raise ModuleCorrupt(DAMAGED, reason=str(error), digest=ref.digest) from error
 
 
 def _read(ref: ArtefactRef, base_fingerprint: str, shapes: Shapes, max_rank: int) -> Artefact:
     manifest = _read_manifest(ref)
     if manifest.base_fingerprint != base_fingerprint:
-        detail = "This module was trained for another base model. Configure that base model, or train the document again."
-        raise ModuleWrongBase(detail, reason=f"base fingerprint {manifest.base_fingerprint}, not {base_fingerprint}")
+        reason = f"base fingerprint {manifest.base_fingerprint}, not {base_fingerprint}"
+        raise ModuleWrongBase(WRONG_BASE, reason=reason, digest=ref.digest)
     check_manifest(manifest, ref, shapes, max_rank)
     check_config(read_regular(ref.directory / CONFIG, _JSON_BYTES), manifest)
     adapter = read_regular(ref.directory / ADAPTER, adapter_bytes(manifest, shapes))

@@ -17,6 +17,10 @@ SCHEMA_VERSION = 1
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
+class Unsupported(ValueError):
+    """What is said is well said, but more than this release or these settings can serve: no sign of damage."""
+
+
 class ArtefactKind(StrEnum):
     KNOWLEDGE_MODULE = "knowledge_module"
     KNOWLEDGE_EXTRACTOR = "knowledge_extractor"
@@ -78,15 +82,16 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """Read a manifest of this schema version. ValueError says what is wrong with it."""
+    """Read a manifest of this schema version. ValueError says what is wrong with it, Unsupported that it has another version."""
     try:
         values = json.loads(data)
     except (ValueError, RecursionError):
         raise ValueError("the manifest is not JSON") from None
     if not isinstance(values, dict):
         raise ValueError("the manifest is not an object")
-    if values.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"the manifest has schema version {values.get('schema_version')!r}; this release reads {SCHEMA_VERSION}")
+    version = values.get("schema_version")
+    if type(version) is int and version != SCHEMA_VERSION:
+        raise Unsupported(f"its schema version is {version} and this release reads {SCHEMA_VERSION}; run the release that wrote it")
     _check_types(values)
     _check_values(values)
     manifest = Manifest(**values | {"kind": ArtefactKind(values["kind"]), "targets": tuple(values["targets"])})

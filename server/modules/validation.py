@@ -1,6 +1,7 @@
 """What must hold before any tensor of an artefact touches a slot.
 
-Each check raises ValueError with the reason, for the log and the quarantine record. Knows nothing of directories: it is given bytes.
+Each check raises ValueError with the reason, for the log and the quarantine record; Unsupported is one that tells of no damage. Knows
+nothing of directories: it is given bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from server.engine.request import ArtefactRef
 from server.modules.composition import Composition
 from server.modules.digest import composition_digest, lora_digest
-from server.modules.manifest import ArtefactKind, Manifest
+from server.modules.manifest import ArtefactKind, Manifest, Unsupported
 from server.modules.peft_format import adapter_config, tensor_names
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -36,10 +37,10 @@ def check_manifest(manifest: Manifest, ref: ArtefactRef, shapes: Shapes, max_ran
     if manifest.scope != ref.scope:
         raise ValueError(f"the manifest's scope is {manifest.scope}, not {ref.scope}")
     if manifest.rank > max_rank:
-        raise ValueError(f"rank {manifest.rank} is above the limit of {max_rank}")
+        raise Unsupported(f"its rank {manifest.rank} is above the limit of {max_rank}; raise `max_rank`")
     unknown = sorted(set(manifest.targets) - shapes.keys())
     if unknown:
-        raise ValueError(f"the base model has no layer {unknown[0]}")
+        raise Unsupported(f"the base model has no layer {unknown[0]} that an adapter may act on")
 
 
 def check_config(data: bytes, manifest: Manifest) -> None:

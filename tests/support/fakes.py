@@ -14,13 +14,15 @@ from server.retrieval.types import Hit, Point
 
 @dataclass(kw_only=True)
 class FakeEngine:
-    """Answers `pieces`, each text scored with `logprob` per character. `error` is raised for the first piece, `late_error`
-    for the last one; `gate` holds the pieces after the first until it is set; `before` runs first of all."""
+    """Answers `pieces`, each text scored with `logprob` per character. `error` is raised for the first piece, `module_error`
+    for that of a request with a module, `late_error` for the last one; `gate` holds the pieces after the first until it is set;
+    `before` runs first of all."""
 
     pieces: tuple[str, ...] = ("31", " days")
     logprob: float = -0.5
     finish: FinishReason = FinishReason.STOP
     error: Exception | None = None
+    module_error: Exception | None = None
     late_error: Exception | None = None
     gate: asyncio.Event | None = None
     before: Callable[[], Awaitable[None]] | None = None
@@ -39,6 +41,8 @@ class FakeEngine:
         try:
             if self.error is not None:
                 raise self.error
+            if self.module_error is not None and request.module is not None:
+                raise self.module_error
             for number, piece in enumerate(self.pieces):
                 if number and self.gate is not None:
                     await self.gate.wait()

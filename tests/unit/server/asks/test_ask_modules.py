@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import pytest
 from sqlalchemy import insert, select
 
 from server.db import jobs
 from server.db.clock import db_now
 from server.db.tables import Extractor, JobKind, Module
-from server.errors import ExtractorUnavailable, ModuleCorrupt, ModuleWrongBase
+from server.errors import ArtefactRefused, ExtractorUnavailable, ModuleCorrupt, ModuleMissing, ModuleUnsupported, ModuleWrongBase
 from tests.support.api import ACME, OPEN_BOOK, Api
-from tests.support.asking import ask, ready, refused
+from tests.support.asking import QUESTION, ask, ready, refused
 from tests.support.rows import add_revision
 
 
@@ -45,7 +47,7 @@ async def test_a_damaged_module_is_quarantined_and_refused_from_then_on(api: Api
 async def test_a_damaged_extractor_does_not_quarantine_the_module(api: Api) -> None:
     document, _, digest = await ready(api)
     api.engine.error = ModuleCorrupt("damaged", reason="bad", digest="9" * 64)
-    assert (await refused(api, document_id=document, mode="closed_book"))[:2] == (503, "module_corrupt")
+    assert (await refused(api, document_id=document, mode="closed_book"))[:2] == (503, "extractor_unavailable")
     assert (await module_row(api, digest)).state == "published"
 
 
@@ -56,11 +58,50 @@ async def test_a_module_of_another_base_model_is_refused_and_kept(api: Api) -> N
     assert (await module_row(api, digest)).state == "published"
 
 
-async def test_a_module_whose_files_are_of_another_base_model_is_refused_and_kept(api: Api) -> None:
+@pytest.mark.parametrize("kind", [ModuleWrongBase, ModuleUnsupported, ModuleMissing])
+async def test_what_says_nothing_of_damage_refuses_the_module_and_keeps_it(api: Api, kind: type[ArtefactRefused]) -> None:
     document, _, digest = await ready(api)
-    api.engine.error = ModuleWrongBase("other base", reason="fingerprint")
-    assert (await refused(api, document_id=document, mode="open_book"))[:2] == (503, "module_wrong_base")
+    files = api.parts.modules.path(ACME, document, digest)
+    files.mkdir(parents=True)
+    api.engine.error = kind("not here", reason="why", digest=digest)
+    status, code, problem = await refused(api, document_id=document, mode="open_book")
+    assert (status, code, problem["document_id"]) == (503, kind.code, document)
     assert (await module_row(api, digest)).state == "published"
+    assert files.exists()
+    assert api.engine.evicted == []
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("kind", [ModuleCorrupt, ModuleWrongBase, ModuleUnsupported, ModuleMissing])
+@pytest.mark.parametrize("mode", ["closed_book", "open_book", "auto"])
+async def test_fallback_answers_when_loading_shows_that_the_module_cannot(
+    api: Api, mode: str, kind: type[ArtefactRefused], streamed: bool
+) -> None:
+    document, passages, digest = await ready(api, gate=OPEN_BOOK)
+    api.engine.module_error = kind("not here", reason="why", digest=digest)
+    body = {"question": QUESTION, "document_id": document, "mode": mode, "fallback": "retrieval", "stream": streamed}
+    response = await api.client.post("/ask", json=body)
+    assert response.status_code == 200, response.text
+    used = json.loads(response.text.split("data: ")[1].split("\n")[0])["used"] if streamed else response.json()["used"]
+    assert (used["mode"], used["km"], used["passages"]) == ("retrieval", None, passages)
+    assert (await module_row(api, digest)).state == ("quarantined" if kind is ModuleCorrupt else "published")
+    assert [request.module is None for request in api.engine.requests] == [False, True]
+
+
+async def test_only_the_first_of_many_who_meet_the_damage_moves_the_files(api: Api) -> None:
+    """The later ones may find a newly trained artefact in its place: equal bytes have an equal path."""
+    document, _, digest = await ready(api)
+    files = api.parts.modules.path(ACME, document, digest)
+
+    async def quarantined_and_trained_again_meanwhile() -> None:
+        api.engine.before = None
+        await refused(api, document_id=document, mode="closed_book")
+        files.mkdir(parents=True)
+
+    api.engine.error = ModuleCorrupt("damaged", reason="bad", digest=digest)
+    api.engine.before = quarantined_and_trained_again_meanwhile
+    assert (await refused(api, document_id=document, mode="closed_book"))[1] == "module_corrupt"
+    assert files.exists()
 
 
 async def test_a_module_that_vanishes_with_its_document_is_not_found(api: Api) -> None:

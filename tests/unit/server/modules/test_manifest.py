@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from server.modules.canonical import canonical_json
-from server.modules.manifest import SCHEMA_VERSION, manifest_bytes, parse_manifest
+from server.modules.manifest import SCHEMA_VERSION, Unsupported, manifest_bytes, parse_manifest
 from tests.support.artefacts import extractor_manifest, manifest
 
 
@@ -86,6 +86,14 @@ def test_every_field_is_required(name: str) -> None:
     del values[name]
     with pytest.raises(ValueError, match=name.replace("_", "[_ ]")):
         parse_manifest(canonical_json(values))
+
+
+@pytest.mark.parametrize(("version", "kind"), [(0, Unsupported), (SCHEMA_VERSION + 1, Unsupported), (True, ValueError), ("1", ValueError)])
+def test_another_schema_version_is_told_apart_from_none(version: object, kind: type[ValueError]) -> None:
+    values = json.loads(manifest_bytes(manifest())) | {"schema_version": version, "new": 1}
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  (the type is what is tested)
+        parse_manifest(canonical_json(values))
+    assert type(caught.value) is kind
 
 
 def test_an_unknown_field_is_refused() -> None:
