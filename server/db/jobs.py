@@ -12,7 +12,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Update, and_, case, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
@@ -24,6 +24,10 @@ from server.errors import AttemptsExhausted, JobLost, JobNotFound
 
 _REFRESH = {"populate_existing": True}
 _FREED: dict[str, Any] = {"lease_owner": None, "lease_until": None}
+_DUE = func.coalesce(Job.not_before, 0.0) <= db_now()
+RETRY_SECONDS: Final = 10.0
+LONGEST_RETRY_SECONDS: Final = 600.0
+"""A failed attempt waits the first after the first failure and twice as long after each other one, up to the second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +67,7 @@ def enqueue(
 
 
 def claim(session: Session, kind: JobKind, owner: str, lease_seconds: float) -> Job | None:
-    """Take the best queued job: highest priority, then the tenant whose last start lies furthest back, then the oldest.
+    """Take the best queued job that is due: highest priority, then the tenant whose last start lies furthest back, then the oldest.
 
     The row is taken by compare-and-set on (queued, attempt); who comes second looks again. A claimed training shows in its document.
     """
@@ -142,11 +146,22 @@ def release(session: Session, job_id: str, attempt: int) -> Job:
 
 
 def retry(session: Session, job_id: str, attempt: int, *, code: str, message: str, params: dict[str, Any] | None = None) -> Job:
-    """Queue a job again after a failed attempt, with other `params` if given; the last allowed attempt fails it. Raises JobLost."""
+    """Queue a job again after a failed attempt; the last allowed attempt fails it. Raises JobLost.
+
+    It waits twice as long after each failure, so that what mends itself has the time to; with other `params`, which are the mending, not.
+    """
     job = hold(session, job_id, attempt)
     if job.attempt >= job.max_attempts and not job.cancel_requested:
         return fail(session, job_id, attempt, code=code, message=message)
-    return _requeue(session, job, **({"params": params} if params is not None else {}))
+    if params is not None:
+        return _requeue(session, job, params=params)
+    # Nobody has rung for the time when it is due: so the reaper does.
+    return _requeue(session, job, not_before=db_now() + retry_delay(job.attempt), rung_at=None)
+
+
+def retry_delay(attempt: int) -> float:
+    """Seconds that a job waits after that attempt failed."""
+    return min(RETRY_SECONDS * 2.0 ** min(attempt - 1, 30), LONGEST_RETRY_SECONDS)
 
 
 def request_cancel(session: Session, tenant_id: str, job_id: str) -> JobState:
@@ -177,8 +192,8 @@ def reap(session: Session, kinds: Sequence[JobKind] = tuple(JobKind)) -> list[Jo
 
 
 def unrung(session: Session, ring_seconds: float) -> list[str]:
-    """Training jobs that have been queued, and not rung for, longer than `ring_seconds`; marks them as rung for."""
-    waiting = Job.state == JobState.QUEUED, Job.kind == JobKind.TRAIN
+    """Training jobs that are due and have been queued, and not rung for, longer than `ring_seconds`; marks them as rung for."""
+    waiting = Job.state == JobState.QUEUED, Job.kind == JobKind.TRAIN, _DUE
     silent = func.coalesce(Job.rung_at, Job.created_at) < db_now() - ring_seconds
     ids = list(session.scalars(select(Job.id).where(*waiting, silent).with_for_update(skip_locked=True)))
     session.execute(update(Job).where(Job.id.in_(ids)).values(rung_at=db_now()))
@@ -197,7 +212,7 @@ def _best(kind: JobKind) -> Any:
     other = aliased(Job)
     last_start = select(func.max(other.started_at)).where(other.kind == kind, other.tenant_id == Job.tenant_id).scalar_subquery()
     turn = func.coalesce(last_start, 0.0)
-    queued = select(Job).where(Job.kind == kind, Job.state == JobState.QUEUED)
+    queued = select(Job).where(Job.kind == kind, Job.state == JobState.QUEUED, _DUE)
     return queued.order_by(Job.priority.desc(), turn, Job.created_at, Job.id).limit(1)
 
 
@@ -215,7 +230,8 @@ def _take(session: Session, candidate: Job, owner: str, lease_seconds: float) ->
 
 def _claimed(owner: str, lease_seconds: float) -> dict[str, Any]:
     lease = {"lease_owner": owner, "lease_until": db_now() + lease_seconds}
-    return {"state": JobState.RUNNING, "attempt": Job.attempt + 1, "started_at": db_now(), "stage": None, "progress": None, **lease}
+    fresh = {"started_at": db_now(), "stage": None, "progress": None, "not_before": None}
+    return {"state": JobState.RUNNING, "attempt": Job.attempt + 1, **fresh, **lease}
 
 
 def _end(session: Session, job_id: str, attempt: int, state: JobState, error: dict[str, Any] | None) -> Job:
@@ -228,7 +244,7 @@ def _end(session: Session, job_id: str, attempt: int, state: JobState, error: di
 def _requeue(session: Session, job: Job, **values: Any) -> Job:
     if job.cancel_requested:
         return cancelled(session, job.id, job.attempt)
-    return _write(session, job.id, job.attempt, state=JobState.QUEUED, rung_at=db_now(), **_FREED, **values)
+    return _write(session, job.id, job.attempt, **{"state": JobState.QUEUED, "rung_at": db_now(), **_FREED, **values})
 
 
 def _reap_one(session: Session, seen: Job, expired: ColumnElement[bool]) -> Job | None:

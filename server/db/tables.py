@@ -208,6 +208,8 @@ class Job(Base):
     lease_until: Mapped[float | None]
     cancel_requested: Mapped[bool]
     rung_at: Mapped[float | None]
+    not_before: Mapped[float | None]
+    """A queued job waits until then: its last attempt failed."""
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]

@@ -38,7 +38,6 @@ LANES: Final = 2
 """So that one long document does not keep a short one waiting."""
 POLL_SECONDS: Final = 2.0
 SLOWEST_BEAT_SECONDS: Final = 2.0
-LONGEST_PAUSE_SECONDS: Final = 30.0
 _UNITS: Final = {Stage.EMBEDDING: "passages", Stage.INDEXING: "passages"}
 
 
@@ -163,11 +162,7 @@ class IngestLoop:
     async def _ingest(self, job: Job) -> bool:
         """Whether there is a training to ring for."""
         upload = await self._read(ingest_records.upload_of, job)
-        try:
-            ingested = await self._ingestor.ingest(self._source(job, upload), partial(self._report, job))
-        except IndexUnavailable:
-            await asyncio.sleep(min(2.0**job.attempt, LONGEST_PAUSE_SECONDS))
-            raise
+        ingested = await self._ingestor.ingest(self._source(job, upload), partial(self._report, job))
         await asyncio.to_thread(self._blobs.write_text, upload.text_blob, ingested.parsed.text)
         return await self._write(ingest_records.finish, job, ingested, self._max_attempts)
 

@@ -78,6 +78,8 @@ def test_kill_of_the_trainer_is_retried(rig: Rig, tmp_path: Path) -> None:
     with worker_process(rig.settings):
         rig.reach(job_id, "fitting")
         os.kill(rig.trainer_pid(document, job_id), signal.SIGKILL)
+        eventually(lambda: rig.job(job_id).state == JobState.QUEUED)
+        rig.skip_wait(job_id)
         eventually(lambda: rig.job(job_id).state == JobState.SUCCEEDED)
     assert rig.job(job_id).attempt == 2
 

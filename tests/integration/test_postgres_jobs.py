@@ -8,7 +8,15 @@ import pytest
 
 from server.db.session import SyncDatabase
 from tests.support.databases import empty_postgres, migrated
-from tests.support.jobs_contract import CancelContract, ClaimContract, DocumentContract, EndContract, FenceContract, ReapContract
+from tests.support.jobs_contract import (
+    CancelContract,
+    ClaimContract,
+    DocumentContract,
+    EndContract,
+    FenceContract,
+    ReapContract,
+    WaitContract,
+)
 from tests.support.servers import postgres_server
 
 
@@ -33,6 +41,9 @@ class TestFence(FenceContract): ...
 
 
 class TestEnd(EndContract): ...
+
+
+class TestWait(WaitContract): ...
 
 
 class TestCancel(CancelContract): ...

@@ -13,7 +13,7 @@ from server.db.clock import db_now
 from server.db.session import SyncDatabase
 from server.db.tables import Document, DocumentStatus, Job, JobKind, JobState
 from server.errors import Conflict, DocumentNotFound, JobLost, JobNotFound
-from tests.support.rows import Uploaded, add_revision, document_row, expire_lease, job_row, training, upload
+from tests.support.rows import Uploaded, add_revision, document_row, expire_lease, job_row, skip_wait, training, upload
 
 LEASE = 60.0
 
@@ -210,11 +210,67 @@ class EndContract:
         claimed(database)
         with database.write() as session:
             again = jobs.retry(session, job_id, 1, code="trainer_crashed", message="it died", params={"micro_batch": 2})
-        assert (again.state, again.params, again.lease_owner) == (JobState.QUEUED, {"micro_batch": 2}, None)
+        assert (again.state, again.params, again.lease_owner, again.not_before) == (JobState.QUEUED, {"micro_batch": 2}, None, None)
         claimed(database)
         with database.write() as session:
             ended = jobs.retry(session, job_id, 2, code="trainer_crashed", message="it died")
         assert (ended.state, ended.error) == (JobState.FAILED, {"code": "trainer_crashed", "message": "it died"})
+
+
+class WaitContract:
+    """The pause after a failed attempt."""
+
+    def test_a_failed_attempt_waits_longer_each_time(self, database: SyncDatabase) -> None:
+        _, job_id = enqueued(database, max_attempts=12)
+        waits = [self.failed(database, job_id) for _ in range(9)]
+        assert waits == pytest.approx([10, 20, 40, 80, 160, 320, 600, 600, 600], abs=1.0)
+
+    def failed(self, database: SyncDatabase, job_id: str) -> float:
+        """Seconds until the job is due after one more failed attempt."""
+        job = claimed(database)
+        assert (job.id, job.not_before) == (job_id, None)
+        with database.write() as session:
+            due = jobs.retry(session, job_id, job.attempt, code="job_failed", message="the disk is full").not_before
+            now: float | None = session.scalar(select(db_now()))
+            skip_wait(session, job_id)
+        assert due is not None
+        assert now is not None
+        return due - now
+
+    def test_a_job_that_waits_is_neither_claimed_nor_rung_for(self, database: SyncDatabase) -> None:
+        _, job_id = enqueued(database)
+        job = claimed(database)
+        _, other = enqueued(database)
+        with database.write() as session:
+            session.execute(update(Job).values(created_at=db_now() - 100))
+            jobs.unrung(session, 30)
+            jobs.retry(session, job_id, job.attempt, code="job_failed", message="the disk is full")
+            assert jobs.unrung(session, 30) == []
+        assert claimed(database).id == other, "it keeps nobody else waiting"
+        with database.write() as session:
+            assert jobs.claim(session, JobKind.TRAIN, "worker-1", LEASE) is None
+            skip_wait(session, job_id)
+            assert jobs.unrung(session, 30) == [job_id]
+        assert claimed(database).id == job_id
+
+    def test_a_job_that_waits_is_cancelled_at_once(self, database: SyncDatabase) -> None:
+        _, job_id = enqueued(database)
+        claimed(database)
+        with database.write() as session:
+            jobs.retry(session, job_id, 1, code="job_failed", message="the disk is full")
+            assert jobs.request_cancel(session, "acme", job_id) == JobState.CANCELLED
+
+    @pytest.mark.parametrize("step", ["release", "reap"])
+    def test_a_job_that_did_not_fail_does_not_wait(self, database: SyncDatabase, step: str) -> None:
+        _, job_id = enqueued(database)
+        claimed(database)
+        with database.write() as session:
+            if step == "release":
+                jobs.release(session, job_id, 1)
+            else:
+                expire_lease(session, job_id)
+                jobs.reap(session)
+        assert claimed(database).id == job_id
 
 
 class CancelContract:

@@ -57,6 +57,11 @@ def job_row(session: Session, job_id: str) -> Job:
     return session.scalars(select(Job).where(Job.id == job_id).execution_options(populate_existing=True)).one()
 
 
+def skip_wait(session: Session, job_id: str) -> None:
+    """As if the pause after a failed attempt were over."""
+    session.execute(update(Job).where(Job.id == job_id, Job.not_before.is_not(None)).values(not_before=db_now()))
+
+
 def expire_lease(session: Session, job_id: str) -> None:
     """As if the worker had not been heard of for a while."""
     session.execute(update(Job).where(Job.id == job_id).values(lease_until=db_now() - 1))

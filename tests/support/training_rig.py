@@ -25,7 +25,7 @@ from server.modules.manifest import ArtefactKind, Manifest, manifest_bytes
 from server.modules.store import ModuleStore
 from server.settings import Settings
 from tests.support.databases import migrated
-from tests.support.rows import Uploaded, document_row, job_row, training, upload
+from tests.support.rows import Uploaded, document_row, job_row, skip_wait, training, upload
 from worker.supervisor import Supervisor
 
 FAKE_TRAINER: Final = (sys.executable, "-I", str(Path(__file__).with_name("fake_trainer.py")))
@@ -144,6 +144,11 @@ class Rig:
 
     def ring(self) -> None:
         self.rings += 1
+
+    def skip_wait(self, job_id: str) -> None:
+        """As if the pause after the job's failed attempt were over."""
+        with self.database.write() as session:
+            skip_wait(session, job_id)
 
     def claim(self, owner: str = "worker-1") -> Job:
         with self.database.write() as session:

@@ -7,7 +7,15 @@ import pytest
 
 from server.db.session import SyncDatabase
 from tests.support.databases import migrated, sqlite_url
-from tests.support.jobs_contract import CancelContract, ClaimContract, DocumentContract, EndContract, FenceContract, ReapContract
+from tests.support.jobs_contract import (
+    CancelContract,
+    ClaimContract,
+    DocumentContract,
+    EndContract,
+    FenceContract,
+    ReapContract,
+    WaitContract,
+)
 
 
 @pytest.fixture
@@ -24,6 +32,9 @@ class TestFence(FenceContract): ...
 
 
 class TestEnd(EndContract): ...
+
+
+class TestWait(WaitContract): ...
 
 
 class TestCancel(CancelContract): ...

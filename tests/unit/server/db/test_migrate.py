@@ -10,9 +10,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect
 
+from server.db import jobs
 from server.db.migrate import config, upgrade
 from server.db.session import SyncDatabase
-from server.db.tables import Base
+from server.db.tables import Base, JobKind
+from tests.support import rows
 from tests.support.databases import migrated, sqlite_url
 
 
@@ -49,6 +51,20 @@ def test_downgrade_drops_every_table(tmp_path: Path) -> None:
     with database.engine.execution_options(kmserve_write=True).begin() as connection:
         command.downgrade(config(connection), "base")
         assert inspect(connection).get_table_names() == ["alembic_version"]
+
+
+def test_a_job_of_the_first_schema_is_worked_on_after_the_upgrade(tmp_path: Path) -> None:
+    database = migrated(sqlite_url(tmp_path))
+    with database.write() as session:
+        job_id = rows.training(session, rows.upload(session)).id
+    with database.engine.execution_options(kmserve_write=True).begin() as connection:
+        command.downgrade(config(connection), "0001")
+        assert "not_before" not in {column["name"] for column in inspect(connection).get_columns("jobs")}
+    upgrade(sqlite_url(tmp_path))
+    with database.write() as session:
+        job = jobs.claim(session, JobKind.TRAIN, "worker-1", 60)
+    assert job is not None
+    assert job.id == job_id
 
 
 def test_processes_that_start_together_migrate_once(tmp_path: Path) -> None:
