@@ -9,6 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from server.asks import repository
 from server.asks.plan import Choice, ModuleVersion, Source, choose, require_indexed
@@ -22,6 +23,10 @@ from server.errors import InvalidHistory, InvalidInput, NotRetrievable
 from server.modules.composition import ExtractorVersion, extractor_for
 from server.parts import Models, Parts
 from server.transactions import reading
+
+_NO_PASSAGE: Final = (
+    "no passage is indexed that could answer; upload a document, wait for its job, or after a change of the embedding model `retry` it"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +148,7 @@ def _require_some(passages: Sequence[FoundPassage], wanted: int, source: Source 
     """An answer that is to stand on passages never stands on the base model alone, unless it was asked for none."""
     if wanted and not passages:
         named = {} if source is None else source.named()
-        raise NotRetrievable("no passage is indexed that could answer; upload a document, or wait for its job", **named)
+        raise NotRetrievable(_NO_PASSAGE, **named)
 
 
 async def _whole_text(parts: Parts, source: Source) -> str:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from server.db.clock import db_now
 from server.db.documents import get_live
-from server.db.tables import Document, DocumentStatus, Job, JobKind, JobState, Module, Revision
+from server.db.tables import Document, DocumentStatus, Job, JobKind, JobState, Module, Passage, Revision
 
 Order = Literal["asc", "desc"]
 Cursor = tuple[float, str]
@@ -94,6 +94,11 @@ def add(session: Session, new: NewDocument) -> bool:
     content = {"sha256": new.sha256, "size": new.size, "blob": new.blob, "number": 1, "created_at": db_now()}
     session.execute(insert(Revision).values(id=new.revision_id, tenant_id=new.tenant_id, document_id=new.document_id, **content))
     return True
+
+
+def passages_in(session: Session, tenant_id: str, revision_id: str) -> int:
+    mine = select(func.count()).select_from(Passage).where(Passage.tenant_id == tenant_id, Passage.revision_id == revision_id)
+    return session.scalar(mine) or 0
 
 
 def newest_job(session: Session, tenant_id: str, document_id: str) -> Job | None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from server.db.tables import DocumentStatus
-from server.documents import deletion, following, idempotency, service
+from server.documents import deletion, following, idempotency, retrying, service
 from server.documents.idempotency import Stored
 from server.documents.repository import Order
 from server.documents.schemas import Document, DocumentPage, Receipt, TextUpload, Uploaded, UploadFields
@@ -19,8 +19,10 @@ from server.errors import (
     EmptyDocument,
     IdempotencyInFlight,
     IdempotencyKeyReused,
+    IndexUnavailable,
     NotCancellable,
     NotRetryable,
+    Starting,
     StorageFull,
     TooLarge,
     UnsupportedMediaType,
@@ -180,10 +182,15 @@ async def cancel_document(document_id: Id, parts: PartsOf, caller: Writer) -> Do
     return await service.cancel(parts, caller.tenant, document_id)
 
 
-@router.post("/documents/{document_id}/retry", operation_id="retry_document", responses=documented(DocumentNotFound, NotRetryable))
+@router.post(
+    "/documents/{document_id}/retry",
+    operation_id="retry_document",
+    responses=documented(DocumentNotFound, NotRetryable, IndexUnavailable, Starting),
+)
 async def retry_document(document_id: Id, parts: PartsOf, caller: Writer) -> Document:
-    """Start the document's ingest or training again after it failed or was cancelled."""
-    return await service.retry(parts, caller.tenant, document_id)
+    """Start the document's ingest or training again: after it failed or was cancelled, where its passages are not indexed for the
+    embedding model in use, or where its module is in quarantine, gone or of another base model."""
+    return await retrying.retry(parts, caller.tenant, document_id)
 
 
 @router.delete("/documents/{document_id}", operation_id="delete_document", responses=documented(DocumentNotFound))

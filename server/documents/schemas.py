@@ -62,7 +62,7 @@ class Revision(Value):
 
 
 class Module(Value):
-    """The knowledge module that answers for the document. A quarantined one does not answer: train the document again."""
+    """The knowledge module that answers for the document. A quarantined one does not answer: `retry` trains the document again."""
 
     id: str
     version: int

@@ -1,4 +1,4 @@
-"""The rules of documents: uploading once, showing, listing, cancelling, retrying. Deleting is in `deletion.py`."""
+"""The rules of documents: uploading once, showing, listing, cancelling. What is done again and deleting are in files of their own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from server.documents.idempotency import Reservation
 from server.documents.repository import Cursor, Found, NewDocument
 from server.documents.schemas import Document, DocumentPage, Preset, Revision, Train, Uploaded
 from server.documents.uploads import Upload
-from server.errors import Conflict, InvalidInput, NotCancellable, NotRetryable
+from server.errors import Conflict, InvalidInput, NotCancellable
 from server.jobs.schemas import Job
 from server.parts import Parts
 from server.schemas import Failure
@@ -78,15 +78,6 @@ async def cancel(parts: Parts, tenant_id: str, document_id: str) -> Document:
     return shown(await writing(parts.database, _cancel, tenant_id, document_id))
 
 
-async def retry(parts: Parts, tenant_id: str, document_id: str) -> Document:
-    """Start what failed or was cancelled again. Raises DocumentNotFound, NotRetryable."""
-    found = await writing(parts.database, _retry, tenant_id, document_id, parts.settings.max_attempts)
-    if found.job is not None and found.job.kind == JobKind.TRAIN:
-        parts.tasks.start(asyncio.to_thread(parts.ring))
-    parts.notify_ingest()
-    return shown(found)
-
-
 def shown(found: Found) -> Document:
     return Document(**_members(found))
 
@@ -128,7 +119,7 @@ def _new_document(parts: Parts, tenant_id: str, received: Upload) -> NewDocument
 def _insert(session: Session, new: NewDocument, reservation: Reservation | None, request_sha256: str, max_attempts: int) -> Outcome:
     created = repository.add(session, new)
     if created:
-        _enqueue(session, documents.get_live(session, new.tenant_id, new.document_id), JobKind.INGEST, max_attempts)
+        enqueue(session, documents.get_live(session, new.tenant_id, new.document_id), JobKind.INGEST, max_attempts)
         audit.record(session, new.tenant_id, "upload", document_id=new.document_id, size=new.size)
     document_id = new.document_id if created else repository.same_content(session, new.tenant_id, new.sha256)
     if document_id is None:
@@ -162,26 +153,15 @@ def _cancel(session: Session, tenant_id: str, document_id: str) -> Found:
     return repository.find(session, tenant_id, document_id)
 
 
-def _retry(session: Session, tenant_id: str, document_id: str, max_attempts: int) -> Found:
-    document = documents.lock(session, tenant_id, document_id) or documents.get_live(session, tenant_id, document_id)
-    job = repository.newest_job(session, tenant_id, document_id)
-    if job is None or job.state not in (JobState.FAILED, JobState.CANCELLED):
-        raise NotRetryable("nothing of this document has failed or was cancelled")
-    ingest = document.status in (DocumentStatus.FAILED, DocumentStatus.CANCELLED)
-    kind, status = (JobKind.INGEST, DocumentStatus.INGESTING) if ingest else (JobKind.TRAIN, DocumentStatus.TRAINING)
-    documents.set_status(session, document_id, tenant_id, status)
-    _enqueue(session, document, kind, max_attempts)
-    return repository.find(session, tenant_id, document_id)
-
-
-def _enqueue(session: Session, document: tables.Document, kind: JobKind, max_attempts: int) -> None:
+def enqueue(session: Session, document: tables.Document, kind: JobKind, max_attempts: int, **params: Any) -> None:
+    """Queue work on the document's current revision."""
     jobs.enqueue(
         session,
         tenant_id=document.tenant_id,
         document_id=document.id,
         revision_id=document.revision_id,
         kind=kind,
-        params={"preset": document.preset} if kind == JobKind.TRAIN else {},
+        params={"preset": document.preset, **params} if kind == JobKind.TRAIN else params,
         max_attempts=max_attempts,
     )
 

@@ -93,6 +93,9 @@ def _advance(session: Session, job: Job, document: Document, max_attempts: int) 
     if document.revision_id != job.revision_id:
         return False
     documents.set_status(session, job.document_id, job.tenant_id, DocumentStatus.RETRIEVAL_READY)
+    if job.params.get("keep_module"):
+        documents.set_status(session, job.document_id, job.tenant_id, DocumentStatus.READY)
+        return False
     if document.train != "auto":
         return False
     jobs.enqueue(

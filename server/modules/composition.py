@@ -60,5 +60,7 @@ def extractor_for(wears: str | None, active: ExtractorVersion | None, versions: 
         return active
     own = [version for version in versions if version.lora == wears]
     if not own:
-        raise ExtractorUnavailable("the extractor this module was trained with is not available; restore it or train the document again")
+        raise ExtractorUnavailable(
+            "the extractor this module was trained with is not available; restore it, or ask with `fallback: retrieval`"
+        )
     return own[-1]
