@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from server.engine.base_model import BaseModel, adapted_layers
 from server.engine.options import EngineOptions
@@ -83,24 +84,47 @@ class Job:
         return [done for name, done, _ in self.heard if name == stage]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    job: Job
+    trained: Trained
+    before: dict[str, Tensor]
+    """The base model's tensors before it was trained on."""
+
+
 @pytest.fixture
 def base() -> BaseModel:
     return tiny_base()
 
 
-def test_the_artefact_is_one_that_serving_accepts(tmp_path: Path, base: BaseModel) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """A job that nobody stopped, and what it came to."""
+    base = tiny_base()
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
-    trained = Job(tmp_path, base).attempt()
-    assert trained.artefact.directory == tmp_path / "attempt-1" / "artefact"
+    Writer.asked = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pipeline, "EngineGenerator", Writer)
+        job = Job(tmp_path_factory.mktemp("whole"), base)
+        return Whole(job=job, trained=job.attempt(), before=before)
+
+
+def test_the_artefact_is_one_that_serving_accepts(whole: Whole) -> None:
+    base, ref = whole.job.base, whole.trained.artefact
+    assert ref.directory == whole.job.directory / "attempt-1" / "artefact"
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in adapted_layers(base.model).items()}
-    artefact = read_artefact(trained.artefact, FINGERPRINT, shapes, SMALL.rank)
+    artefact = read_artefact(ref, FINGERPRINT, shapes, SMALL.rank)
     assert artefact.manifest.targets == tuple(sorted(shapes))
-    assert all(torch.equal(base.model.state_dict()[name], tensor) for name, tensor in before.items())
 
 
-def test_the_manifest_tells_how_it_was_made_and_its_verdict(tmp_path: Path, base: BaseModel) -> None:
-    job = Job(tmp_path, base)
-    trained = job.attempt()
+def test_the_base_is_left_as_it_was(whole: Whole) -> None:
+    after = whole.job.base.model.state_dict()
+    assert after.keys() == whole.before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in whole.before.items())
+
+
+def test_the_manifest_tells_how_it_was_made_and_its_verdict(whole: Whole) -> None:
+    job, trained = whole.job, whole.trained
     manifest: dict[str, Any] = json.loads((trained.artefact.directory / "manifest.json").read_text())
     assert manifest["recipe"] == as_json(SMALL)
     assert (manifest["seed"], manifest["document_revision"], manifest["objective"]) == (3, "1" * 64, "mixed")
@@ -115,9 +139,8 @@ def test_the_manifest_tells_how_it_was_made_and_its_verdict(tmp_path: Path, base
     assert job.gates == [trained.gate]
 
 
-def test_stages_are_reported_in_order_and_to_their_end(tmp_path: Path, base: BaseModel) -> None:
-    job = Job(tmp_path, base)
-    job.attempt()
+def test_stages_are_reported_in_order_and_to_their_end(whole: Whole) -> None:
+    job = whole.job
     assert list(dict.fromkeys(stage for stage, _, _ in job.heard)) == ["synthesising", "teaching", "fitting", "gating"]
     for stage in ("synthesising", "teaching", "fitting", "gating"):
         done = [(done, total) for name, done, total in job.heard if name == stage]
@@ -126,17 +149,15 @@ def test_stages_are_reported_in_order_and_to_their_end(tmp_path: Path, base: Bas
 
 
 @pytest.mark.parametrize("stop_at", [("synthesising", 3), ("teaching", 8), ("fitting", 5), ("fitting", 8), ("gating", 0)])
-def test_a_stopped_job_resumes_to_the_very_same_module(tmp_path: Path, base: BaseModel, stop_at: tuple[str, int]) -> None:
-    whole = Job(tmp_path / "whole", base).attempt()
-    Writer.asked.clear()
-    job = Job(tmp_path / "parts", base)
+def test_a_stopped_job_resumes_to_the_very_same_module(tmp_path: Path, base: BaseModel, whole: Whole, stop_at: tuple[str, int]) -> None:
+    job = Job(tmp_path, base)
     with pytest.raises(Stopped):
         job.attempt(stop_at)
     assert not any(parameter.requires_grad for parameter in base.model.parameters()), "the base is bare again"
     resumed = job.attempt()
     assert len({ask.key for ask in Writer.asked}) == len(Writer.asked) == 8
-    assert resumed.artefact.digest == whole.artefact.digest
-    assert resumed.gate == whole.gate
+    assert resumed.artefact.digest == whole.trained.artefact.digest
+    assert resumed.gate == whole.trained.gate
     if stop_at[0] == "fitting":
         assert job.steps("teaching") == []
         assert job.steps("fitting") == list(range(stop_at[1] + 1, 13))
@@ -146,7 +167,7 @@ def test_a_stopped_job_resumes_to_the_very_same_module(tmp_path: Path, base: Bas
 
 def test_a_module_that_learned_too_little_is_not_published(tmp_path: Path, base: BaseModel) -> None:
     """But its figures are told."""
-    job = Job(tmp_path, base, replace(SMALL, gate_improvement=0.99))
+    job = Job(tmp_path, base, replace(SMALL, gate_improvement=0.99, max_steps=4))
     with pytest.raises(GateNotPassed, match="less than the 99%"):
         job.attempt()
     [gate] = job.gates
