@@ -44,7 +44,7 @@ def ensure_admin_key(session: Session, keys: KeyMaker, root: Path) -> None:
     """
     repository.ensure_tenant(session, OPERATOR_TENANT)
     path = root / ADMIN_KEY
-    admins = [row for row in repository.listed(session, OPERATOR_TENANT) if KeyScope.ADMIN in row.scopes]
+    admins = [row for row in repository.usable_of(session, OPERATOR_TENANT) if KeyScope.ADMIN in row.scopes]
     if admins and not _outlived_its_secret(session, keys, path):
         return
     new = keys.new()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
-from sqlalchemy import insert, or_, select, update
+from sqlalchemy import Select, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -33,12 +33,16 @@ def add(
 
 def usable(session: Session, prefix: str) -> ApiKey | None:
     """The key of this prefix unless it is revoked or expired, by the database's clock."""
-    in_time = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > db_now())
-    return session.scalars(select(ApiKey).where(ApiKey.prefix == prefix, ApiKey.revoked_at.is_(None), in_time)).one_or_none()
+    return session.scalars(_usable().where(ApiKey.prefix == prefix)).one_or_none()
+
+
+def usable_of(session: Session, tenant_id: str) -> list[ApiKey]:
+    """The tenant's keys that are neither revoked nor expired."""
+    return list(session.scalars(_usable().where(ApiKey.tenant_id == tenant_id)))
 
 
 def listed(session: Session, tenant_id: str) -> list[ApiKey]:
-    """Newest first, without revoked ones."""
+    """Newest first, without revoked ones; expired ones are shown."""
     mine = select(ApiKey).where(ApiKey.tenant_id == tenant_id, ApiKey.revoked_at.is_(None))
     return list(session.scalars(mine.order_by(ApiKey.created_at.desc(), ApiKey.id)))
 
@@ -49,3 +53,8 @@ def revoke(session: Session, key_id: str, tenant_id: str | None) -> bool:
     if tenant_id is not None:
         found = found.where(ApiKey.tenant_id == tenant_id)
     return session.scalar(found.values(revoked_at=db_now()).returning(ApiKey.id)) is not None
+
+
+def _usable() -> Select[ApiKey]:
+    in_time = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > db_now())
+    return select(ApiKey).where(ApiKey.revoked_at.is_(None), in_time)

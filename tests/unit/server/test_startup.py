@@ -80,13 +80,13 @@ def test_a_key_that_was_put_away_is_not_made_again(database: SyncDatabase, tmp_p
     assert not (tmp_path / "admin.key").exists()
 
 
-@pytest.mark.parametrize("lost", ["secret", "key"])
+@pytest.mark.parametrize("lost", ["secret", "key", "time"])
 def test_without_any_admin_key_that_works_a_new_one_is_made(database: SyncDatabase, tmp_path: Path, lost: str) -> None:
     first = admin_key(database, KeyMaker(b"secret"), tmp_path)
-    if lost == "key":
+    if lost != "secret":
         with database.write() as session:
-            session.execute(update(ApiKey).values(revoked_at=1.0))
-    keys = KeyMaker(b"secret" if lost == "key" else b"another secret")
+            session.execute(update(ApiKey).values(**{"revoked_at" if lost == "key" else "expires_at": 1.0}))
+    keys = KeyMaker(b"another secret" if lost == "secret" else b"secret")
     second = admin_key(database, keys, tmp_path)
     assert second != first
     with database.read() as session:
