@@ -21,11 +21,11 @@ _ABANDONED_SECONDS: Final = 24 * 3600.0
 async def keep_house(parts: Parts, *, sole_owner: bool) -> None:
     """For ever: one round now and one every `reap_seconds`. `sole_owner`: no other process takes uploads, so that whatever is in flight
     at the start belongs to a dead one."""
-    cleared = False
+    started, cleared = time.time(), False
     while True:
         try:
             if not cleared:
-                await _clear_interrupted(parts, sole_owner)
+                await _clear_interrupted(parts, started if sole_owner else None)
                 cleared = True
             await housework(parts)
         except Exception:
@@ -46,15 +46,16 @@ async def housework(parts: Parts) -> None:
     await deletion.sweep(parts)
 
 
-async def _clear_interrupted(parts: Parts, sole_owner: bool) -> None:
-    """Uploads that a crash cut off: their Idempotency-Keys and their bytes."""
-    if sole_owner:
-        await writing(parts.database, idempotency.free_all)
-    older_than = 0.0 if sole_owner else _ABANDONED_SECONDS
-    await asyncio.to_thread(_clear, parts.blobs.temporary().parent, older_than)
+async def _clear_interrupted(parts: Parts, started: float | None) -> None:
+    """Uploads that a crash cut off: their Idempotency-Keys and their bytes. `started` is when the only process that takes uploads did;
+    it takes some already."""
+    if started is not None:
+        await writing(parts.database, idempotency.free_reserved_before, started)
+    before = time.time() - _ABANDONED_SECONDS if started is None else started
+    await asyncio.to_thread(_clear, parts.blobs.temporary().parent, before)
 
 
-def _clear(folder: Path, older_than: float) -> None:
+def _clear(folder: Path, before: float) -> None:
     for file in folder.iterdir():
-        if time.time() - file.stat().st_mtime >= older_than:
+        if file.stat().st_mtime < before:
             file.unlink(missing_ok=True)

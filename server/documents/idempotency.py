@@ -1,6 +1,6 @@
 """Idempotency-Key: the same key with the same body gets the same answer, with another body 422, and 409 while the first is in flight.
 
-    reserve (before the body is read) -> finish (in the transaction of what it protects) | abandon (on any error)
+    reserve (before the body is read) -> finish (in the transaction of what it protects) | abandon (on any error, of `reserve` too)
 
 A reservation holds a token in place of the body's hash. One whose request died with its process can be taken over after a while.
 """
@@ -45,20 +45,25 @@ class Reservation:
     key: str
     token: str
 
+    @classmethod
+    def of(cls, tenant_id: str, key: str) -> Reservation:
+        """One that nobody has made yet."""
+        return cls(tenant_id=tenant_id, key=key, token=f"in-flight:{uuid.uuid4().hex}")
 
-def reserve(session: Session, tenant_id: str, key: str) -> Reservation | Stored:
+
+def reserve(session: Session, mine: Reservation) -> Stored | None:
     """Take the key, or find what was answered under it. Raises IdempotencyInFlight."""
-    mine = Reservation(tenant_id=tenant_id, key=key, token=f"in-flight:{uuid.uuid4().hex}")
-    _forget_dead(session, tenant_id, key)
+    _forget_dead(session, mine)
     try:
         with session.begin_nested():
-            row = {"tenant_id": tenant_id, "key": key, "request_sha256": mine.token}
+            row = {"tenant_id": mine.tenant_id, "key": mine.key, "request_sha256": mine.token}
             session.execute(insert(IdempotencyKey).values(**row, created_at=db_now()))
-        return mine
+        return None
     except IntegrityError:
-        found = select(IdempotencyKey).where(IdempotencyKey.tenant_id == tenant_id, IdempotencyKey.key == key)
-        row_found = session.scalars(found).one()
-    if row_found.status is None or row_found.response is None:
+        found = select(IdempotencyKey).where(IdempotencyKey.tenant_id == mine.tenant_id, IdempotencyKey.key == mine.key)
+        row_found = session.scalars(found).one_or_none()
+    # On PostgreSQL the request that was in the way may have failed, and freed the key, since the insert.
+    if row_found is None or row_found.status is None or row_found.response is None:
         raise IdempotencyInFlight("a request with this Idempotency-Key is in flight; try again when it has ended")
     return Stored(request_sha256=row_found.request_sha256, status=row_found.status, response=row_found.response)
 
@@ -71,7 +76,7 @@ def finish(session: Session, mine: Reservation, *, request_sha256: str, status: 
 
 
 def abandon(session: Session, mine: Reservation) -> None:
-    """Free the key after a request that failed."""
+    """Free the key after a request that failed, if it held it."""
     held = delete(IdempotencyKey).where(IdempotencyKey.tenant_id == mine.tenant_id, IdempotencyKey.key == mine.key)
     session.execute(held.where(IdempotencyKey.request_sha256 == mine.token))
 
@@ -87,14 +92,14 @@ def sweep(session: Session) -> None:
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < db_now() - KEPT_SECONDS))
 
 
-def free_all(session: Session) -> None:
-    """Free every reserved key: for a process that has just started and knows that no other one takes requests."""
-    session.execute(delete(IdempotencyKey).where(IdempotencyKey.status.is_(None)))
+def free_reserved_before(session: Session, moment: float) -> None:
+    """Free the keys that were reserved before a process started that knows that no other one takes requests."""
+    session.execute(delete(IdempotencyKey).where(IdempotencyKey.status.is_(None), IdempotencyKey.created_at < moment))
 
 
-def _forget_dead(session: Session, tenant_id: str, key: str) -> None:
-    mine = delete(IdempotencyKey).where(IdempotencyKey.tenant_id == tenant_id, IdempotencyKey.key == key)
-    session.execute(mine.where(IdempotencyKey.status.is_(None), IdempotencyKey.created_at < db_now() - IN_FLIGHT_SECONDS))
+def _forget_dead(session: Session, mine: Reservation) -> None:
+    same = delete(IdempotencyKey).where(IdempotencyKey.tenant_id == mine.tenant_id, IdempotencyKey.key == mine.key)
+    session.execute(same.where(IdempotencyKey.status.is_(None), IdempotencyKey.created_at < db_now() - IN_FLIGHT_SECONDS))
 
 
 def _own(mine: Reservation) -> Any:

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 
 from server.db.tables import DocumentStatus
 from server.documents import deletion, following, idempotency, retrying, service
-from server.documents.idempotency import Stored
+from server.documents.idempotency import Reservation, Stored
 from server.documents.repository import Order
 from server.documents.schemas import Document, DocumentPage, Receipt, TextUpload, Uploaded, UploadFields
 from server.documents.uploads import received
@@ -96,16 +96,17 @@ async def upload_document(
     """
     if idempotency_key is None:
         return await _upload(request, parts, caller, None)
-    held = await writing(parts.database, idempotency.reserve, caller.tenant, idempotency_key)
+    mine = Reservation.of(caller.tenant, idempotency_key)
     try:
-        return await _upload(request, parts, caller, held)
+        stored = await writing(parts.database, idempotency.reserve, mine)
+        return await _upload(request, parts, caller, stored or mine)
     except BaseException:
-        if not isinstance(held, Stored):
-            await parts.tasks.start(writing(parts.database, idempotency.abandon, held))
+        # Also when the reserving itself was cancelled: it may have been committed all the same.
+        await parts.tasks.start(writing(parts.database, idempotency.abandon, mine))
         raise
 
 
-async def _upload(request: Request, parts: Parts, caller: Caller, held: Stored | idempotency.Reservation | None) -> Response:
+async def _upload(request: Request, parts: Parts, caller: Caller, held: Stored | Reservation | None) -> Response:
     async with received(request, parts.blobs, parts.settings.max_upload_bytes) as upload:
         if isinstance(held, Stored):
             stored = held.for_request(upload.request_sha256())

@@ -25,7 +25,7 @@ from server.errors import Conflict, InvalidInput, NotCancellable
 from server.jobs.schemas import Job
 from server.parts import Parts
 from server.schemas import Failure
-from server.transactions import reading, writing
+from server.transactions import reading, whole, writing
 
 _ROUGHLY: Final = {JobKind.INGEST: 10.0, JobKind.TRAIN: 180.0}
 """Seconds for a document of a few pages with the preset `quick`, while a tenant has no history of its own."""
@@ -45,7 +45,12 @@ class Outcome:
 
 
 async def upload(parts: Parts, tenant_id: str, received: Upload, reservation: Reservation | None) -> Outcome:
-    """Keep the bytes, then one transaction: document, revision, ingest job, and the answer under its Idempotency-Key."""
+    """Keep the bytes, then one transaction: document, revision, ingest job, and the answer under its Idempotency-Key. Both or neither,
+    also for a caller who leaves meanwhile."""
+    return await whole(_upload(parts, tenant_id, received, reservation))
+
+
+async def _upload(parts: Parts, tenant_id: str, received: Upload, reservation: Reservation | None) -> Outcome:
     new = _new_document(parts, tenant_id, received)
     await asyncio.to_thread(parts.blobs.adopt, received.file, new.blob)
     created = False

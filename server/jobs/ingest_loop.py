@@ -28,6 +28,7 @@ from server.jobs import ingest_records
 from server.jobs.ingest_records import IngestStopped, Remains, Upload
 from server.retrieval.ingest import Ingested, Report, Source, Stage
 from server.traces import without_text
+from server.transactions import reading, writing
 
 logger = logging.getLogger(__name__)
 
@@ -207,28 +208,10 @@ class IngestLoop:
     async def _write(
         self, step: Callable[Concatenate[Session, Arguments], Result], *arguments: Arguments.args, **named: Arguments.kwargs
     ) -> Result:
-        async def transaction() -> Result:
-            async with self._database.write() as session:
-                return await session.run_sync(step, *arguments, **named)
-
-        return await _whole(transaction())
+        return await writing(self._database, step, *arguments, **named)
 
     async def _read(self, step: Callable[[Session, Job], Result], job: Job) -> Result:
-        async def transaction() -> Result:
-            async with self._database.read() as session:
-                return await session.run_sync(step, job)
-
-        return await _whole(transaction())
-
-
-async def _whole(transaction: Coroutine[Any, Any, Result]) -> Result:
-    """Let a transaction end even when its caller is cancelled: cut off half-way, nobody would know whether it was committed."""
-    task = asyncio.create_task(transaction)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
+        return await reading(self._database, step, job)
 
 
 def _failure(job: Job, error: Exception) -> tuple[str, str]:
