@@ -35,12 +35,14 @@ class ModuleVersion:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A document that may be asked: its current revision, whether that is indexed, its active module and its newest job."""
+    """A document that may be asked: its current revision, whether that is indexed, its active module and its newest job. `tokens` were
+    counted when it was indexed."""
 
     document_id: str
     revision_id: str
     blob: str
     indexed: bool
+    tokens: int
     module: ModuleVersion | None
     job_id: str | None
     job_state: str | None

@@ -9,11 +9,15 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
+from typing import Final
 
 from transformers import PreTrainedTokenizerBase
 
 from server.engine.prompt import Prompt, Turn, answer_prompt, plain_ids
 from server.errors import ContextLimit
+
+HOPELESS: Final = 4
+"""Another tokenizer may make fewer tokens of a text, but not so many times fewer that one of so many contexts would fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +48,23 @@ class Prompter:
                 if len(prompt) + reserve <= self.context_limit:
                     return Fitted(prompt=prompt, kept=kept)
                 if kept <= least:
-                    raise self._too_long(prompt, reserve)
+                    raise self._too_long(len(prompt), reserve)
                 kept -= 1
+
+    def require_room(self, tokens: int, reserve: int) -> None:
+        """Refuse a document that cannot fit before it is read and tokenised. `tokens` may be another base model's count: near the limit
+        `fit` counts itself. Raises ContextLimit."""
+        if tokens > HOPELESS * self.context_limit:
+            raise self._too_long(tokens, reserve)
 
     def longest(self, texts: Sequence[str]) -> int:
         """Tokens of the longest of these texts."""
         with self._lock:
             return max((len(plain_ids(self._tokenizer, text)) for text in texts), default=0)
 
-    def _too_long(self, prompt: Prompt, reserve: int) -> ContextLimit:
+    def _too_long(self, tokens: int, reserve: int) -> ContextLimit:
         detail = (
-            f"the prompt has {len(prompt)} tokens and the answer may take {reserve}, but the model's context has {self.context_limit}; "
+            f"the prompt has {tokens} tokens and the answer may take {reserve}, but the model's context has {self.context_limit}; "
             "ask for a shorter answer, send a shorter question or fewer messages, or choose another mode"
         )
-        return ContextLimit(detail, prompt_tokens=len(prompt), max_tokens=reserve, limit=self.context_limit)
+        return ContextLimit(detail, prompt_tokens=tokens, max_tokens=reserve, limit=self.context_limit)

@@ -91,6 +91,7 @@ def _source(row: Any, job: Job | None) -> Source:
         revision_id=row.Revision.id,
         blob=row.Revision.blob,
         indexed=row.Revision.indexed_at is not None,
+        tokens=row.Revision.tokens or 0,
         module=None if row.Module is None else _version(row.Module),
         job_id=None if job is None else job.id,
         job_state=None if job is None else job.state,

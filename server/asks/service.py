@@ -105,6 +105,7 @@ async def _about_one(parts: Parts, models: Models, tenant_id: str, ask: Ask, sou
     if choice.module is not None:
         models.engine.prefetch(_module_ref(parts, tenant_id, choice.module))
     if choice.mode == Mode.IN_CONTEXT:
+        models.prompter.require_room(source.tokens, ask.max_tokens)
         return Material(mode=choice.mode, document_id=source.document_id, texts=(await _whole_text(parts, source),))
     passages: Sequence[FoundPassage] = ()
     if choice.needs_passages:

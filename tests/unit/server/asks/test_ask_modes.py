@@ -198,3 +198,14 @@ async def test_a_prompt_longer_than_the_context_is_refused(api: Api, mode: str) 
 async def test_a_document_longer_than_the_context_is_not_cut_for_in_context(api: Api) -> None:
     document, _, _ = await ready(api, (LEAVE, "x" * 3000))
     assert (await refused(api, document_id=document, mode="in_context"))[1] == "context_limit"
+
+
+async def test_a_document_much_longer_than_the_context_is_refused_before_it_is_read(api: Api) -> None:
+    document, _, _ = await ready(api, (LEAVE, "x" * 5 * CONTEXT))
+    for text in (api.parts.settings.root / "blobs").rglob("*.txt"):
+        text.unlink()
+    status, code, problem = await refused(api, document_id=document, mode="in_context", max_tokens=7)
+    tokens = len(LEAVE) + 2 + 5 * CONTEXT + 2
+    assert (status, code) == (422, "context_limit")
+    assert (problem["prompt_tokens"], problem["max_tokens"], problem["limit"]) == (tokens, 7, CONTEXT)
+    assert all(str(number) in problem["detail"] for number in (tokens, 7, CONTEXT))
