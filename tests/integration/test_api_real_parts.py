@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -29,7 +28,7 @@ from server.modules.manifest import Manifest
 from server.modules.store import ModuleStore
 from server.settings import Settings
 from tests.support.artefacts import lora, manifest
-from tests.support.base_files import save
+from tests.support.base_files import save, stretched
 from tests.support.documents import pdf
 from tests.support.servers import free_port
 
@@ -137,11 +136,7 @@ def _manifest(base: Path, document: dict[str, Any], changes: dict[str, Any]) -> 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its context is made long enough for prompts of bytes."""
-    directory = save(tmp_path_factory.mktemp("base"))
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2048}))
-    return directory
+    return stretched(save(tmp_path_factory.mktemp("base")))
 
 
 @pytest.fixture(scope="module")

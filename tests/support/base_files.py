@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -52,6 +53,13 @@ def save(directory: Path, tied: bool = False, seed: int = 0, chat_template: str 
     """A directory as transformers writes it."""
     model(tied, seed).save_pretrained(directory)
     tokenizer(chat_template).save_pretrained(directory)
+    return directory
+
+
+def stretched(directory: Path, context: int = 2048) -> Path:
+    """The same model, said to have a context that is long enough for a question with passages in bytes."""
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "max_position_embeddings": context}))
     return directory
 
 

@@ -43,11 +43,16 @@ class Up:
 
 def environment(data_dir: Path) -> dict[str, str]:
     """That of a user who has set a data directory and any free port; the base model is the one that tests share."""
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("KMSERVE_", "KMS_"))}
-    paths = os.pathsep.join([str(TREE), str(TREE / "clients" / "python" / "src"), plain.get("PYTHONPATH", "")])
     base = str(smollm2().directory)
     mine = {"KMSERVE_DATA_DIR": str(data_dir), "KMSERVE_BASE_MODEL": base, "KMSERVE_PORT": "0"}
-    return {**plain, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", **mine}
+    return {**plain_environment(), **mine}
+
+
+def plain_environment() -> dict[str, str]:
+    """That of a user who has nothing of kmserve set, with this tree's packages."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("KMSERVE_", "KMS_"))}
+    paths = os.pathsep.join([str(TREE), str(TREE / "clients" / "python" / "src"), plain.get("PYTHONPATH", "")])
+    return {**plain, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
 
 
 @contextmanager
