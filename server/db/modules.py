@@ -70,11 +70,6 @@ def versions(session: Session, tenant_id: str, document_id: str) -> list[Module]
     return list(session.scalars(found.order_by(Module.version.desc())))
 
 
-def by_version(session: Session, tenant_id: str, document_id: str, version: int) -> Module | None:
-    found = select(Module).where(Module.tenant_id == tenant_id, Module.document_id == document_id, Module.version == version)
-    return session.scalars(found).one_or_none()
-
-
 def quarantine(session: Session, tenant_id: str, module_id: str, reason: str) -> bool:
     """Take a module out of service; False if it is already. The pointer stays: the document's owner is told, not quietly answered by
     something else."""

@@ -40,15 +40,5 @@ def revision(session: Session, tenant_id: str, revision_id: str) -> Revision:
     return session.scalars(select(Revision).where(Revision.id == revision_id, Revision.tenant_id == tenant_id)).one()
 
 
-def by_ids(session: Session, tenant_id: str, ids: Sequence[str]) -> dict[str, Passage]:
-    """The tenant's passages of these ids; those that are gone are left out."""
-    found = select(Passage).where(Passage.id.in_(ids), Passage.tenant_id == tenant_id)
-    return {passage.id: passage for passage in session.scalars(found)}
-
-
 def delete_revision(session: Session, tenant_id: str, revision_id: str) -> None:
     session.execute(delete(Passage).where(Passage.tenant_id == tenant_id, Passage.revision_id == revision_id))
-
-
-def delete_document(session: Session, tenant_id: str, document_id: str) -> None:
-    session.execute(delete(Passage).where(Passage.tenant_id == tenant_id, Passage.document_id == document_id))

@@ -47,11 +47,11 @@ def test_versions_count_up_and_the_pointer_moves(database: SyncDatabase) -> None
         active = modules.active(session, "acme", document.document_id)
         assert active is not None
         assert (active.version, active.digest, active.state) == (2, "d2", ModuleState.PUBLISHED)
-        assert [module.version for module in modules.versions(session, "acme", document.document_id)] == [2, 1]
+        assert [(module.version, module.digest) for module in modules.versions(session, "acme", document.document_id)] == [
+            (2, "d2"),
+            (1, "d1"),
+        ]
         assert document_row(session, document).row_version == 3
-        found = modules.by_version(session, "acme", document.document_id, 1)
-        assert found is not None
-        assert found.digest == "d1"
 
 
 def test_another_tenant_sees_no_module(database: SyncDatabase) -> None:
@@ -60,7 +60,6 @@ def test_another_tenant_sees_no_module(database: SyncDatabase) -> None:
         modules.activate(session, modules.insert_version(session, new(document)))
         assert modules.active(session, "umbrella", document.document_id) is None
         assert modules.versions(session, "umbrella", document.document_id) == []
-        assert modules.by_version(session, "umbrella", document.document_id, 1) is None
         assert modules.in_use(session, "umbrella", document.document_id, "d1") is False
         assert modules.in_use(session, "acme", document.document_id, "d1") is True
 
