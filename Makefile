@@ -66,7 +66,8 @@ lint-imports: install
 lint-tenants: install
 	@$(PHASE) "tenant lint" $(BIN)/python -m scripts.lint_tenant
 
-check: lint test
+check: install
+	@$(PHASE) "all checks" $(MAKE) --no-print-directory lint test
 
 openapi: install
 	@$(BIN)/python -m server.openapi > docs/openapi.json

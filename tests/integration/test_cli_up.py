@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.kmserve_up import TREE, Up, kmserve_up
+from tests.support.unavailable import unavailable
 
 if not Path("/proc").is_dir():
-    pytest.skip("children are found through /proc", allow_module_level=True)
+    unavailable("children are found through /proc")
 
 
 def kmserve(up: Up, *arguments: str) -> str:

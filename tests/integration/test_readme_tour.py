@@ -7,9 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.support.kmserve_up import TREE, kmserve_up
+from tests.support.unavailable import unavailable
 
 
 def tour() -> str:
@@ -21,7 +20,7 @@ def tour() -> str:
 def test_the_tour_works_as_written(tmp_path: Path) -> None:
     for tool in ("bash", "curl", "python3"):
         if shutil.which(tool) is None:
-            pytest.skip(f"the tour needs {tool}")
+            unavailable(f"the tour needs {tool}")
     with kmserve_up(tmp_path) as up:
         script = ["bash", "-euo", "pipefail", "-c", tour()]
         done = subprocess.run(script, cwd=TREE, env={**up.environ, "KMS_URL": up.url}, capture_output=True, text=True, timeout=300)

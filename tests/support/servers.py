@@ -1,6 +1,6 @@
 """Real PostgreSQL and Redis servers for tests, on free ports with temporary directories.
 
-A server that is not installed skips the test with its reason; where the variable CI is set that skip is a failure.
+A server that is not installed skips the test, or fails it: see `unavailable`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 import psycopg
-import pytest
 import redis
+
+from tests.support.unavailable import unavailable
 
 _START_SECONDS = 30.0
 
@@ -62,7 +62,7 @@ def postgres_server() -> Iterator[str]:
 @contextmanager
 def redis_server() -> Iterator[str]:
     """The URL of an empty Redis that keeps nothing on disk."""
-    binary = shutil.which("redis-server") or _missing("redis-server is not on PATH")
+    binary = shutil.which("redis-server") or unavailable("redis-server is not on PATH")
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="kmserve-redis-") as folder:
         options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--appendonly", "no"]
@@ -103,11 +103,5 @@ def _postgres_binaries() -> Path:
     on_path = shutil.which("initdb")
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not on_path and not debian:
-        _missing("PostgreSQL's initdb is neither on PATH nor under /usr/lib/postgresql")
+        unavailable("PostgreSQL's initdb is neither on PATH nor under /usr/lib/postgresql")
     return (debian[-1] if debian else Path(on_path or "")).resolve().parent
-
-
-def _missing(reason: str) -> NoReturn:
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)

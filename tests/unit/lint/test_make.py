@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests.support.unavailable import unavailable
 
 ROOT = Path(__file__).resolve().parents[3]
+REST = "integration, contract and fault tests"
 
 
 def interpreter(folder: Path, body: str) -> str:
@@ -54,12 +55,26 @@ def test_a_phase_prints_its_time_and_keeps_the_exit_status() -> None:
     assert done.stdout.splitlines()[1].endswith("(failed: 3)")
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def planned(*arguments: str) -> list[str]:
+    """The lines that make would run."""
+    make = shutil.which("make") or unavailable("no make here")
+    return subprocess.run([make, "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
 def test_an_installation_takes_three_steps_and_the_users_torch_index(tmp_path: Path) -> None:
-    command = ["make", "-n", "install", f"VENV={tmp_path}/venv", "TORCH_ARGS=--index-url https://wheels.example/cpu"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    installs = [line for line in done.stdout.splitlines() if "pip" in line and " install " in line]
+    lines = planned("install", f"VENV={tmp_path}/venv", "TORCH_ARGS=--index-url https://wheels.example/cpu")
+    installs = [line for line in lines if "pip" in line and " install " in line]
     assert len(installs) == 3
     assert "install --index-url https://wheels.example/cpu torch==" in installs[0]
     assert "--no-deps -r requirements.lock" in installs[1]
     assert "--no-deps --no-build-isolation -e . -e clients/python" in installs[2]
+
+
+def test_every_check_is_a_phase_and_so_is_their_whole(tmp_path: Path) -> None:
+    """With -n too make runs the line that calls make again: its phase starts, and in it those of the checks."""
+    lines = planned("check", f"VENV={tmp_path}/venv")
+    lines = lines[lines.index("==> all checks") :]
+    phases = [line.split('"')[1] for line in lines if line.startswith("scripts/phase ")]
+    lint = ["ruff format", "ruff check", "mypy", "import contracts", "tenant lint"]
+    assert [name for name in phases if "install" not in name] == ["virtual environment", *lint, "unit tests", REST]
+    assert lines[-1].startswith("<== all checks: ")
