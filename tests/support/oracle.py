@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from server.engine.base_model import BaseModel
@@ -36,6 +36,15 @@ class Oracle:
         """Those that have an adapter, by their names in the causal LM."""
         self._active: list[str] | None = None
         """The names of the adapters that are on; None after another was added, which PEFT may have turned on."""
+
+    def cast(self, base: BaseModel) -> Oracle:
+        """The same adapters on the same model in another precision, that of `base`."""
+        other = Oracle(base)
+        other._model = copy.deepcopy(self._model)
+        nn.Module.to(other._model, dtype=base.dtype)
+        other._known = list(self._known)
+        other._find_layers()
+        return other
 
     def greedy(self, prompt: Prompt, max_tokens: int, module: Artefact | None = None, extractor: Artefact | None = None) -> Answer:
         cache = DynamicCache(config=self._base.model.config)
@@ -105,9 +114,12 @@ class Oracle:
             self._model.add_adapter(name, config, autocast_adapter_dtype=False)
         else:
             self._model = get_peft_model(self._model, config, adapter_name=name, autocast_adapter_dtype=False).eval()
-        modules = self._model.named_modules()
-        self._layers = [(path.removeprefix("base_model.model."), layer) for path, layer in modules if isinstance(layer, LoraLayer)]
+        self._find_layers()
         for path, layer in self._layers:
             if path in artefact.a:
                 layer.lora_A.get_submodule(name).weight.data.copy_(artefact.a[path])  # type: ignore[operator]
                 layer.lora_B.get_submodule(name).weight.data.copy_(artefact.b[path])  # type: ignore[operator]
+
+    def _find_layers(self) -> None:
+        modules = self._model.named_modules()
+        self._layers = [(path.removeprefix("base_model.model."), layer) for path, layer in modules if isinstance(layer, LoraLayer)]

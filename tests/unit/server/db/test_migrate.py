@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 from alembic import command
@@ -65,10 +63,3 @@ def test_a_job_of_the_first_schema_is_worked_on_after_the_upgrade(tmp_path: Path
         job = jobs.claim(session, JobKind.TRAIN, "worker-1", 60)
     assert job is not None
     assert job.id == job_id
-
-
-def test_processes_that_start_together_migrate_once(tmp_path: Path) -> None:
-    url = sqlite_url(tmp_path)
-    script = f"from server.db.migrate import upgrade; upgrade({url!r})"
-    starts = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE) for _ in range(3)]
-    assert [(process.communicate()[1], process.returncode) for process in starts] == [(b"", 0)] * 3
