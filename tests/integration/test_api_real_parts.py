@@ -48,12 +48,12 @@ class Server:
         self._environ = {**environ, "OMP_NUM_THREADS": "1", **{f"KMSERVE_{name}": str(value) for name, value in mine.items()}}
         self.log = root.with_suffix(".log")
         self.process: subprocess.Popen[bytes] | None = None
-        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
+        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120)
 
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen([sys.executable, "-m", "server.app"], env=self._environ, stdout=log, stderr=log)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not self._ready():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
@@ -64,7 +64,7 @@ class Server:
     def stop(self, number: int = signal.SIGTERM) -> int:
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(90)
 
     def _ready(self) -> bool:
         try:

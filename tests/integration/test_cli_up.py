@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.support.kmserve_up import TREE, Up, kmserve_up
+from tests.support.training_rig import PATIENCE, eventually
 from tests.support.unavailable import unavailable
 
 if not Path("/proc").is_dir():
@@ -60,9 +60,6 @@ def test_when_one_dies_the_other_is_stopped_and_it_exits_with_an_error(tmp_path:
     with kmserve_up(tmp_path) as up:
         children = up.children()
         os.kill(children[victim], signal.SIGKILL)
-        assert up.process.wait(60) == 1
+        assert up.process.wait(PATIENCE) == 1
         assert f"{name} ended with exit code -9" in up.log.read_text()
-        deadline = time.monotonic() + 10
-        while not all(map(gone, children)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert all(map(gone, children))
+        eventually(lambda: all(map(gone, children)))

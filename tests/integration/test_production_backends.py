@@ -19,8 +19,10 @@ from server.jobs.bell import Bell
 from tests.support.databases import empty_postgres, migrated
 from tests.support.rows import training, upload
 from tests.support.servers import postgres_server, redis_server
-from tests.support.training_rig import Rig, alive, eventually, fake_artefact, make_rig, stage
+from tests.support.training_rig import PATIENCE, Rig, alive, eventually, fake_artefact, make_rig, stage
 from tests.support.worker_process import worker_process
+
+ENDS = {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def redis_url() -> Iterator[str]:
 def rig(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[Rig]:
     """With a reaper that would ring far too late: only the bell wakes the worker."""
     empty_postgres(postgres_url)
-    rig = make_rig(tmp_path, database_url=postgres_url, broker_url=redis_url, reap_seconds=600, ring_seconds=600)
+    rig = make_rig(tmp_path, database_url=postgres_url, broker_url=redis_url, lease_seconds=60, reap_seconds=600, ring_seconds=600)
     yield rig
     rig.close()
 
@@ -80,15 +82,16 @@ async def test_the_api_side_over_asyncpg(postgres_url: str) -> None:
 
 
 def test_no_two_steps_wait_for_each_other(postgres_url: str) -> None:
-    """Everything that happens to jobs and documents, at once and at random: PostgreSQL would abort a deadlocked step."""
+    """Everything that happens to jobs and documents, at once and at random: PostgreSQL would abort a deadlocked step. For three seconds,
+    and until jobs have ended in every way."""
     empty_postgres(postgres_url)
     database = migrated(postgres_url)
     failures: list[BaseException] = []
-    until = time.monotonic() + 3
+    enough = threading.Event()
 
     def repeat(step: Callable[[SyncDatabase, random.Random], None], seed: int) -> None:
         choice = random.Random(seed)
-        while time.monotonic() < until and not failures:
+        while not enough.is_set() and not failures:
             try:
                 step(database, choice)
             except (JobLost, DocumentNotFound, Conflict):
@@ -100,13 +103,20 @@ def test_no_two_steps_wait_for_each_other(postgres_url: str) -> None:
     threads = [threading.Thread(target=repeat, args=(step, seed)) for seed, step in enumerate(steps)]
     for thread in threads:
         thread.start()
+
+    def reached() -> bool:
+        with database.read() as session:
+            return set(session.scalars(select(Job.state).distinct())) >= ENDS
+
+    try:
+        time.sleep(3)
+        eventually(lambda: failures or reached())
+    finally:
+        enough.set()
     for thread in threads:
-        thread.join(30)
-    with database.read() as session:
-        reached = set(session.scalars(select(Job.state).distinct()))
+        thread.join(PATIENCE)
     database.close()
     assert failures == []
-    assert {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED} <= reached
 
 
 def _enqueue(database: SyncDatabase, choice: random.Random) -> None:

@@ -73,7 +73,7 @@ async def test_a_qdrant_server_that_starts_later_is_waited_for(tmp_path: Path, m
     parts = parts_of(settings)
     service = asyncio.create_task(serving.serve(parts))
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(300):
             waiting = await starting(parts.models, "index_unavailable")
             assert "it is tried again in" in waiting.detail or "it is being tried again" in waiting.detail
             with qdrant_server(port):

@@ -16,7 +16,7 @@ from tests.support.smollm2 import smollm2
 
 TREE = Path(__file__).resolve().parents[2]
 _READY = "kmserve is ready at "
-_READY_SECONDS = 180.0
+_READY_SECONDS = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,11 +25,11 @@ from server.modules.manifest import ArtefactKind, Manifest, manifest_bytes
 from server.modules.store import ModuleStore
 from server.settings import Settings
 from tests.support.databases import migrated
-from tests.support.rows import Uploaded, document_row, job_row, skip_wait, training, upload
+from tests.support.rows import Uploaded, document_row, expire_lease, job_row, skip_wait, training, upload
 from worker.supervisor import Supervisor
 
 FAKE_TRAINER: Final = (sys.executable, "-I", str(Path(__file__).with_name("fake_trainer.py")))
-PATIENCE: Final = 20.0
+PATIENCE: Final = 60.0
 
 Step = dict[str, Any]
 
@@ -144,6 +144,10 @@ class Rig:
 
     def ring(self) -> None:
         self.rings += 1
+
+    def expire_lease(self, job_id: str) -> None:
+        with self.database.write() as session:
+            expire_lease(session, job_id)
 
     def skip_wait(self, job_id: str) -> None:
         """As if the pause after the job's failed attempt were over."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from server.settings import Settings
+from tests.support.training_rig import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 _PASSED_ON = ("data_dir", "database_url", "broker_url", "lease_seconds", "reap_seconds", "ring_seconds")
@@ -32,7 +33,7 @@ class WorkerProcess:
     def terminate(self, number: int = signal.SIGTERM) -> int:
         """Signal it and wait; returns its exit code."""
         self._process.send_signal(number)
-        return self._process.wait(20)
+        return self._process.wait(PATIENCE)
 
     def kill(self) -> None:
         self._process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -56,9 +57,10 @@ def test_a_phase_prints_its_time_and_keeps_the_exit_status() -> None:
 
 
 def planned(*arguments: str) -> list[str]:
-    """The lines that make would run."""
+    """The lines that make would run, whether or not these tests were started by make."""
     make = shutil.which("make") or unavailable("no make here")
-    return subprocess.run([make, "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    environ = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
+    return subprocess.run([make, "-n", *arguments], cwd=ROOT, env=environ, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def test_an_installation_takes_three_steps_and_the_users_torch_index(tmp_path: Path) -> None:

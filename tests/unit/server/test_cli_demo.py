@@ -13,6 +13,7 @@ from kmserve_client.errors import DocumentFailed
 from kmserve_client.models import Score
 from rich.console import Console
 
+from server import cli_stack, cli_up
 from server.cli_connection import CliError
 from server.cli_demo import EXAMPLES, read_questions, run_demo
 from server.cli_demo_report import Asked, Question, passed, preferred
@@ -35,11 +36,13 @@ class Recorded(Stack):
 
 @pytest.fixture
 def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Ten questions about a policy, and a base model that is prepared: a directory."""
+    """Ten questions about a policy, and a base model that is prepared: a directory. What is waited for is looked at all the time."""
     (tmp_path / "policy.md").write_text("Everyone gets 31 days.")
     items = [{"question": f"Question {n}?", "gold": "31 days", "wrong": "45 days"} for n in range(10)]
     (tmp_path / "questions.json").write_text(json.dumps(items))
     (tmp_path / "model").mkdir()
+    monkeypatch.setattr(cli_up, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(cli_stack, "_LOOK_SECONDS", 0.02)
     monkeypatch.setenv("KMSERVE_BASE_MODEL", str(tmp_path / "model"))
     return tmp_path
 

@@ -13,7 +13,9 @@ import pytest
 
 from server.db.session import SyncDatabase
 from server.db.tables import Job
-from tests.support.training_rig import Rig, make_rig
+from tests.support.rows import expire_lease
+from tests.support.training_rig import Rig, eventually, make_rig
+from worker import lease as lease_module
 from worker.lease import Lease
 from worker.trainer_process import TrainerProcess
 
@@ -38,11 +40,14 @@ def claimed(rig: Rig) -> Job:
     return rig.claim()
 
 
-def test_it_outlives_its_first_seconds(rig: Rig, trainer: TrainerProcess) -> None:
+def test_it_outlives_its_first_seconds(rig: Rig, trainer: TrainerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "SLOWEST_BEAT_SECONDS", 0.05)
     job = claimed(rig)
-    with Lease(rig.database, job, 0.3, trainer, threading.Event()) as lease:
-        time.sleep(0.7)
-    assert (rig.job(job.id).lease_until or 0) > (job.started_at or 0) + 0.7
+    with Lease(rig.database, job, 60, trainer, threading.Event()) as lease:
+        for _ in range(2):
+            with rig.database.write() as session:
+                expire_lease(session, job.id)
+            eventually(lambda: (rig.job(job.id).lease_until or 0) > time.time())
     assert (lease.cancelled, lease.lost, trainer.asked_to_stop) == (False, False, False)
 
 
@@ -53,7 +58,7 @@ def test_a_database_out_of_reach_for_a_whole_lease_ends_the_trainer(rig: Rig, tr
     with Lease(out_of_reach, claimed(rig), 0.5, trainer, threading.Event()) as lease:
         assert trainer.wait() == -signal.SIGKILL
     assert lease.lost
-    assert 0.5 < time.monotonic() - started < 5
+    assert time.monotonic() - started > 0.5
 
 
 def test_shutdown_asks_the_trainer_once(rig: Rig, trainer: TrainerProcess) -> None:

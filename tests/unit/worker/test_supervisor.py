@@ -16,7 +16,7 @@ from server.db import documents, jobs
 from server.db.blobs import BlobStore
 from server.db.tables import DocumentStatus, JobKind, JobState
 from tests.support.rows import expire_lease
-from tests.support.training_rig import Rig, Step, alive, eventually, fake_artefact, make_rig, stage
+from tests.support.training_rig import PATIENCE, Rig, Step, alive, eventually, fake_artefact, make_rig, stage
 from worker.workspace import Workspace
 
 HANG: Step = {"wait_for": "never"}
@@ -188,7 +188,7 @@ def test_shutdown_checkpoints_and_queues_again(rig: Rig) -> None:
     thread = rig.start_work()
     rig.reach(job_id, "fitting")
     rig.stopping.set()
-    thread.join(10)
+    thread.join(PATIENCE)
     assert (rig.job(job_id).state, rig.job(job_id).lease_owner) == (JobState.QUEUED, None)
     assert (rig.directory(document, job_id) / "attempt-1" / "checkpoint").exists()
 
@@ -201,7 +201,7 @@ def test_a_stolen_lease_kills_the_trainer_and_writes_nothing(rig: Rig) -> None:
     pid = rig.trainer_pid(document, job_id)
     steal(rig, job_id)
     eventually(lambda: not alive(pid))
-    thread.join(10)
+    thread.join(PATIENCE)
     job = rig.job(job_id)
     assert (job.state, job.attempt, job.lease_owner, job.stage) == (JobState.RUNNING, 2, "thief", None)
     assert rig.directory(document, job_id).exists()
@@ -277,5 +277,5 @@ def test_a_trainer_killed_from_outside_is_a_crash(rig: Rig) -> None:
     thread = rig.start_work()
     rig.reach(job_id, "fitting")
     os.kill(rig.trainer_pid(document, job_id), signal.SIGKILL)
-    thread.join(10)
+    thread.join(PATIENCE)
     assert (rig.job(job_id).state, error_code(rig, job_id)) == (JobState.FAILED, "trainer_crashed")

@@ -47,7 +47,7 @@ time.sleep(60)
     process.kill()
     process.wait()
     process.stdout.close()
-    eventually(lambda: not alive(pid), 5)
+    eventually(lambda: not alive(pid))
 
 
 def test_last_words_are_the_end_of_the_log(tmp_path: Path) -> None:
@@ -64,4 +64,4 @@ def test_what_it_started_goes_with_it(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with TrainerProcess(python(code), tmp_path, log, grace_seconds=1):
         eventually(lambda: log.read_text().strip())
-    eventually(lambda: not alive(int(log.read_text())), 5)
+    eventually(lambda: not alive(int(log.read_text())))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from server.db import documents, jobs
 from server.db.session import Database, SyncDatabase
 from server.db.tables import DocumentStatus, JobKind, JobState, Revision
 from server.errors import BrokenDocument, IndexUnavailable, NoTextLayer
+from server.jobs import ingest_loop
 from server.retrieval.index import VectorIndex
 from server.retrieval.ingest import Ingestor, Limits, Stage, passage_id
 from tests.support.databases import migrated, sqlite_url
 from tests.support.embeddings import FakeEmbedder, count_words
-from tests.support.ingest_house import LEASE, Hook, House, blob_of
+from tests.support.ingest_house import Hook, House, blob_of
 from tests.support.rows import Uploaded, add_revision, expire_lease, skip_wait
 
 
@@ -35,6 +37,11 @@ async def house(tmp_path: Path, rows: SyncDatabase) -> AsyncIterator[House]:
     database = Database(sqlite_url(tmp_path))
     yield House(tmp_path, rows, database)
     await database.close()
+
+
+@pytest.fixture
+def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest_loop, "SLOWEST_BEAT_SECONDS", 0.05)
 
 
 async def wait_forever() -> None:
@@ -61,6 +68,7 @@ def rename(session: Session, table: str, name: str) -> None:
 
 
 EVERYWHERE = [*Stage, "indexed"]
+PATIENCE = 60.0
 
 
 class TestHappyPath:
@@ -117,7 +125,7 @@ class TestHappyPath:
         limits = Limits(parse_seconds=30, parse_memory_bytes=1024**3, max_characters=10_000, passage_tokens=20)
         ingestor = Ingestor(index=index, embedder=embedder, count_base=count_words, limits=limits)
         document, _ = house.upload("# Leave\n\n- Thirty days.\n- Overtime is paid twice.\n")
-        await house.loop(ingestor, lease_seconds=60).run_once()
+        await house.loop(ingestor).run_once()
         assert [passage.text for passage in house.passages(document)] == ["Leave\n\n- Thirty days.\n- Overtime is paid twice."]
         assert house.blobs.read_text(f"{blob_of(document)}.txt") == "Leave\n\n- Thirty days.\n- Overtime is paid twice."
         assert await index.count("acme", document.document_id) == 1
@@ -189,7 +197,7 @@ class TestCancel:
         assert house.training(document) == []
         assert house.blobs.read_text(blob_of(document)) == "thirty days"
 
-    async def test_while_a_stage_takes_long(self, house: House) -> None:
+    async def test_while_a_stage_takes_long(self, house: House, quick_beats: None) -> None:
         document, job_id = house.upload()
 
         async def cancel_and_wait() -> None:
@@ -197,7 +205,7 @@ class TestCancel:
             await wait_forever()
 
         house.ingestor.hooks = {Stage.PARSING: cancel_and_wait}
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await house.loop().run_once()
         assert house.document(document).status == DocumentStatus.CANCELLED
 
@@ -228,11 +236,12 @@ class TestDelete:
 
 
 class TestLease:
-    async def test_long_work_keeps_its_lease(self, house: House) -> None:
+    async def test_long_work_keeps_its_lease(self, house: House, quick_beats: None) -> None:
         document, job_id = house.upload()
 
         async def long_and_reaped() -> None:
-            await asyncio.sleep(2 * LEASE)
+            await house.later(expire_lease, job_id)()
+            await until(lambda: (house.job(job_id).lease_until or 0) > time.time())
             await house.later(jobs.reap)()
 
         house.ingestor.hooks = {Stage.EMBEDDING: long_and_reaped}
@@ -251,7 +260,7 @@ class TestLease:
             raise BrokenDocument("the straggler's parser was killed meanwhile")
 
         house.ingestor.hooks = {Stage.PARSING: overtaken}
-        await house.loop(lease_seconds=60).run_once()
+        await house.loop().run_once()
         assert (house.job(job_id).state, house.job(job_id).attempt) == (JobState.SUCCEEDED, 2)
         assert house.document(document).status == DocumentStatus.TRAINING
         assert len(house.passages(document)) == 1
@@ -267,7 +276,7 @@ class TestLease:
             await house.later(jobs.reap)()
 
         house.ingestor.hooks = {"indexed": overtaken_and_deleted}
-        await house.loop(lease_seconds=60).run_once()
+        await house.loop().run_once()
         assert house.job(job_id).state == JobState.CANCELLED
         assert house.nothing_left(document)
 
@@ -340,7 +349,7 @@ class TestRun:
             await wait_forever()
 
         house.ingestor.hooks = {"indexed": delete_and_wait}
-        running = asyncio.create_task(house.loop(lease_seconds=60).run())
+        running = asyncio.create_task(house.loop().run())
         with pytest.raises(asyncio.CancelledError):
             await running
         assert house.job(job_id).state == JobState.CANCELLED
@@ -367,11 +376,9 @@ class TestRun:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    raise TimeoutError
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.02)
 
 
 async def stopped(running: asyncio.Task[None]) -> None:
