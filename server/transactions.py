@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy.orm import Session
+from sqlalchemy.util import greenlet_spawn
 
 from server.db.session import Database
 
@@ -57,4 +58,4 @@ async def overwrite_deleted(database: Database) -> None:
         driver: Any = connection.driver_connection
         await driver.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
     finally:
-        connection.close()
+        await greenlet_spawn(connection.close)

@@ -24,8 +24,11 @@ def test_the_tour_works_as_written(tmp_path: Path) -> None:
     with kmserve_up(tmp_path) as up:
         script = ["bash", "-euo", "pipefail", "-c", tour()]
         done = subprocess.run(script, cwd=TREE, env={**up.environ, "KMS_URL": up.url}, capture_output=True, text=True, timeout=300)
-        log = up.log.read_text(errors="replace")[-4000:]
+        whole = up.log.read_text(errors="replace")
+    log = whole[-4000:]
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{log}"
+    assert "Traceback" not in whole
+    assert "Exception during reset" not in whole
     for shown in ('"title":"Travel and leave policy"', '"answer":', "event: answer.completed", '"logprobs"', '"hits"'):
         assert shown.replace('"logprobs"', "logprobs") in done.stdout
     assert "event: document" in done.stdout

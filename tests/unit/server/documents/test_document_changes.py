@@ -81,7 +81,7 @@ async def test_what_is_under_way_is_not_retried(api: Api) -> None:
     assert (refused.status_code, refused.json()["code"]) == (409, "not_retryable")
 
 
-async def test_nothing_of_a_deleted_document_is_left(api: Api) -> None:
+async def test_nothing_of_a_deleted_document_is_left(api: Api, caplog: pytest.LogCaptureFixture) -> None:
     document = await api.uploaded("Staff get 31 days.", title="Leave policy")
     await api.index(document["id"], ["Staff get", "31 days."])
     digest = await api.train(document["id"])
@@ -96,6 +96,7 @@ async def test_nothing_of_a_deleted_document_is_left(api: Api) -> None:
     receipt = (await api.client.delete(f"/documents/{document['id']}")).json()
 
     assert receipt["complete"]
+    assert [record.getMessage() for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
     assert receipt["removed"] == {"passages": 2, "revisions": 1, "modules": [digest], "jobs": 2}
     assert files(api) == []
     assert api.index_fake.entries == []
