@@ -111,7 +111,7 @@ async def _about_one(parts: Parts, models: Models, tenant_id: str, ask: Ask, sou
     if choice.needs_passages:
         within = {"document_ids": (source.document_id,), "revision_ids": (choice.revision_id,)}
         passages = await nearest(parts, tenant_id, ask.question, ask.top_k, **within)
-        _require_some(passages, ask.top_k, source)
+        _require_some(passages, ask, source, choice)
     return _made_of(source, choice, passages)
 
 
@@ -126,7 +126,7 @@ async def _about_many(parts: Parts, models: Models, tenant_id: str, ask: Ask, na
     ids = None if ask.documents is None else [source.document_id for source in named]
     revisions = None if ids is None else [source.revision_id for source in named]
     passages = await nearest(parts, tenant_id, ask.question, ask.top_k, document_ids=ids, revision_ids=revisions)
-    _require_some(passages, ask.top_k, None)
+    _require_some(passages, ask, None, None)
     if not passages:
         return Material(mode=Mode.RETRIEVAL)
     [source] = await reading(parts.database, repository.sources, tenant_id, [leading(passages)])
@@ -145,11 +145,13 @@ def _made_of(source: Source, choice: Choice, passages: Sequence[FoundPassage]) -
     return Material(mode=choice.mode, document_id=source.document_id, module=choice.module, cited=tuple(passages), texts=texts)
 
 
-def _require_some(passages: Sequence[FoundPassage], wanted: int, source: Source | None) -> None:
-    """An answer that is to stand on passages never stands on the base model alone, unless it was asked for none."""
-    if wanted and not passages:
-        named = {} if source is None else source.named()
+def _require_some(passages: Sequence[FoundPassage], ask: Ask, source: Source | None, choice: Choice | None) -> None:
+    """An answer that is to stand on passages never stands on the base model alone, unless it was asked for `retrieval` of none."""
+    named = {} if source is None else source.named()
+    if ask.top_k and not passages:
         raise NotRetrievable(_NO_PASSAGE, **named)
+    if not ask.top_k and choice is not None and choice.mode == Mode.RETRIEVAL != ask.mode:
+        raise InvalidInput("no module answers this question and `top_k` allows no passage; let top_k be at least 1", **named)
 
 
 async def _whole_text(parts: Parts, source: Source) -> str:

@@ -172,6 +172,13 @@ async def test_no_passages_can_be_asked_for(api: Api) -> None:
     assert (answer["used"]["mode"], answer["used"]["passages"]) == ("retrieval", [])
 
 
+@pytest.mark.parametrize("asked", [{}, {"mode": "closed_book", "fallback": "retrieval"}, {"mode": "open_book", "fallback": "retrieval"}])
+async def test_the_base_model_never_answers_in_a_modules_place(api: Api, asked: dict[str, Any]) -> None:
+    document = (await api.uploaded(LEAVE))["id"]
+    await api.index(document, [LEAVE])
+    assert (await refused(api, document_id=document, top_k=0, **asked))[1] == "invalid_input"
+
+
 async def test_passages_that_do_not_fit_are_dropped_worst_first(api: Api) -> None:
     long = f"{LEAVE} {'x ' * 700}"
     document, passages, _ = await ready(api, (LEAVE, long, TRAVEL))
