@@ -46,7 +46,7 @@ def settle(session: Session, job: Job, run: Run) -> Job:
         return _with_less_memory(session, job)
     if run.code in (ExitCode.CHECKPOINTED, ExitCode.GPU_BUSY) or run.stopped:
         return jobs.release(session, job.id, job.attempt)
-    message = "the training process ended unexpectedly; the worker's log has its last lines"
+    message = "the training process ended unexpectedly; the worker's log says where"
     return jobs.retry(session, job.id, job.attempt, code=TrainerCrashed.code, message=message)
 
 

@@ -148,15 +148,16 @@ def release(session: Session, job_id: str, attempt: int) -> Job:
 def retry(session: Session, job_id: str, attempt: int, *, code: str, message: str, params: dict[str, Any] | None = None) -> Job:
     """Queue a job again after a failed attempt; the last allowed attempt fails it. Raises JobLost.
 
-    It waits twice as long after each failure, so that what mends itself has the time to; with other `params`, which are the mending, not.
+    The row says meanwhile what went wrong. It waits twice as long after each failure, so that what mends itself has the time to; with other `params`, which are the mending, not.
     """
     job = hold(session, job_id, attempt)
     if job.attempt >= job.max_attempts and not job.cancel_requested:
         return fail(session, job_id, attempt, code=code, message=message)
+    error = {"code": code, "message": message}
     if params is not None:
-        return _requeue(session, job, params=params)
+        return _requeue(session, job, params=params, error=error)
     # Nobody has rung for the time when it is due: so the reaper does.
-    return _requeue(session, job, not_before=db_now() + retry_delay(job.attempt), rung_at=None)
+    return _requeue(session, job, not_before=db_now() + retry_delay(job.attempt), rung_at=None, error=error)
 
 
 def retry_delay(attempt: int) -> float:
@@ -230,7 +231,7 @@ def _take(session: Session, candidate: Job, owner: str, lease_seconds: float) ->
 
 def _claimed(owner: str, lease_seconds: float) -> dict[str, Any]:
     lease = {"lease_owner": owner, "lease_until": db_now() + lease_seconds}
-    fresh = {"started_at": db_now(), "stage": None, "progress": None, "not_before": None}
+    fresh = {"started_at": db_now(), "stage": None, "progress": None, "error": None, "not_before": None}
     return {"state": JobState.RUNNING, "attempt": Job.attempt + 1, **fresh, **lease}
 
 

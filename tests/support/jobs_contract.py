@@ -228,9 +228,11 @@ class WaitContract:
     def failed(self, database: SyncDatabase, job_id: str) -> float:
         """Seconds until the job is due after one more failed attempt."""
         job = claimed(database)
-        assert (job.id, job.not_before) == (job_id, None)
+        assert (job.id, job.not_before, job.error) == (job_id, None, None)
         with database.write() as session:
-            due = jobs.retry(session, job_id, job.attempt, code="job_failed", message="the disk is full").not_before
+            waiting = jobs.retry(session, job_id, job.attempt, code="job_failed", message="the disk is full")
+            due = waiting.not_before
+            assert waiting.error == {"code": "job_failed", "message": "the disk is full"}
             now: float | None = session.scalar(select(db_now()))
             skip_wait(session, job_id)
         assert due is not None
