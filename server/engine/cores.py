@@ -1,11 +1,12 @@
 """Splits a CPU between the engine and trainers: each holds its role's advisory lock while it works and asks for the other's.
 
-While the other is idle a process may use every core it is allowed, else its share; the shares together never exceed the cores.
+While the other is idle a process may use every core it is allowed, else its share; the shares of both together never exceed the cores, where there are two.
 """
 
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from threading import Lock
 
 ENGINE = "engine"
 TRAINER = "trainer"
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 class CoreShare:
@@ -80,8 +82,18 @@ class CoreShare:
 
 
 def _usable_cores() -> int:
-    """Those this process may run on: a container or `taskset` may allow fewer than there are. macOS has no such limit to ask for."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Those this process may run on: `taskset` or a container may allow fewer than there are. macOS has no such limit to ask for."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, _quota(CPU_MAX) or allowed))
+
+
+def _quota(file: Path) -> int | None:
+    """Whole cores of a container's CPU quota, in microseconds a period (cgroup v2, `cpu.max`); None without one."""
+    try:
+        quota, period = file.read_text().split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):
+        return None
 
 
 def _share(cores: int, role: str, other_fixed: int | None) -> int:

@@ -10,18 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from server.engine import cores
 from server.engine.cores import ENGINE, TRAINER, CoreShare
 
 
-@pytest.mark.parametrize("cores", [2, 3, 8])
-def test_one_alone_uses_all_and_both_never_more_than_there_are(tmp_path: Path, cores: int) -> None:
-    engine, trainer = CoreShare(tmp_path, ENGINE, cores=cores), CoreShare(tmp_path, TRAINER, cores=cores)
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_one_alone_uses_all_and_both_never_more_than_there_are(tmp_path: Path, count: int) -> None:
+    engine, trainer = CoreShare(tmp_path, ENGINE, cores=count), CoreShare(tmp_path, TRAINER, cores=count)
     with engine.active():
-        assert engine.threads() == cores
+        assert engine.threads() == count
         with trainer.active():
-            assert engine.threads() + trainer.threads() == cores
-        assert engine.threads() == cores
-    assert trainer.threads() == cores
+            assert engine.threads() + trainer.threads() == count
+        assert engine.threads() == count
+    assert trainer.threads() == count
     engine.close()
     trainer.close()
 
@@ -79,6 +80,7 @@ def test_a_kill_releases_the_lock(tmp_path: Path) -> None:
 
 
 def test_only_the_cores_that_the_process_may_use_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "CPU_MAX", tmp_path / "none")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
     share = CoreShare(tmp_path, ENGINE)
     assert share.threads() == 3
@@ -87,4 +89,17 @@ def test_only_the_cores_that_the_process_may_use_count(tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
     share = CoreShare(tmp_path, ENGINE)
     assert share.threads() == 7
+    share.close()
+
+
+QUOTAS = {"150000 100000\n": 2, "50000 100000\n": 1, "max 100000\n": 3, "900000 100000\n": 3, "": 3}
+
+
+@pytest.mark.parametrize(("text", "threads"), QUOTAS.items())
+def test_a_containers_quota_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, threads: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    (tmp_path / "cpu.max").write_text(text)
+    monkeypatch.setattr(cores, "CPU_MAX", tmp_path / "cpu.max")
+    share = CoreShare(tmp_path, ENGINE)
+    assert share.threads() == threads
     share.close()
