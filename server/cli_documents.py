@@ -10,13 +10,16 @@ from typing import Annotated, Literal
 import typer
 from kmserve_client.client import Client
 from kmserve_client.errors import KmserveClientError
-from kmserve_client.models import Document
+from kmserve_client.models import Document, Failure
 from kmserve_client.operations import failure_of
 from rich.markup import escape
 from rich.table import Column, Table
 
 from server.cli_connection import CliError, Connection, Key, Url, console, errors
 from server.cli_progress import DocumentBars, duration, stage_of
+
+PIPED_WIDTH = 200
+"""Columns of a table that goes to no terminal: enough to cut nothing."""
 
 
 def upload(
@@ -95,18 +98,27 @@ def status(
     if not found:
         console.print("no documents yet: `kmserve upload FILE` adds one")
         return
-    table = Table(Column("id", no_wrap=True), "title", "status", "module", "under way", "error", box=None, pad_edge=False)
+    table = Table(
+        Column("id", no_wrap=True), "title", Column("status", no_wrap=True), "module", "under way", "error", box=None, pad_edge=False
+    )
     for document in found:
         table.add_row(*(escape(cell) for cell in _row(document)))
-    console.print(table)
+    console.print(table, width=None if console.is_terminal else PIPED_WIDTH)
+    for document in found:
+        if (error := _error(document)) is not None:
+            console.print(f"{document.id}: {escape(error.message)}", soft_wrap=True)
+
+
+def _error(document: Document) -> Failure | None:
+    return document.error or (document.job.error if document.job else None)
 
 
 def _row(document: Document) -> tuple[str, str, str, str, str, str]:
     module = f"v{document.module.version}" if document.module else "-"
     if document.module is not None and document.module.state != "published":
         module += f" ({document.module.state})"
-    error = document.error or (document.job.error if document.job else None)
-    return document.id, document.title, document.status, module, _under_way(document), f"{error.message} [{error.code}]" if error else ""
+    error = _error(document)
+    return document.id, document.title, document.status, module, _under_way(document), error.code if error else ""
 
 
 def _under_way(document: Document) -> str:

@@ -27,7 +27,7 @@ from server.parts import Parts
 from server.schemas import Failure
 from server.transactions import reading, whole, writing
 
-_ROUGHLY: Final = {JobKind.INGEST: 10.0, JobKind.TRAIN: 180.0}
+_ROUGHLY: Final = {JobKind.INGEST: 10.0, JobKind.TRAIN: 300.0}
 """Seconds for a document of a few pages with the preset `quick`, while a tenant has no history of its own."""
 _PAPER_FACTOR: Final = 60.0
 
