@@ -148,7 +148,8 @@ def release(session: Session, job_id: str, attempt: int) -> Job:
 def retry(session: Session, job_id: str, attempt: int, *, code: str, message: str, params: dict[str, Any] | None = None) -> Job:
     """Queue a job again after a failed attempt; the last allowed attempt fails it. Raises JobLost.
 
-    The row says meanwhile what went wrong. It waits twice as long after each failure, so that what mends itself has the time to; with other `params`, which are the mending, not.
+    The row says meanwhile what went wrong. It waits twice as long after each failure, so that what mends itself has the time to; with
+    other `params`, which are the mending, not.
     """
     job = hold(session, job_id, attempt)
     if job.attempt >= job.max_attempts and not job.cancel_requested:

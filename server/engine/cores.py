@@ -1,6 +1,7 @@
 """Splits a CPU between the engine and trainers: each holds its role's advisory lock while it works and asks for the other's.
 
-While the other is idle a process may use every core it is allowed, else its share; the shares of both together never exceed the cores, where there are two.
+While the other is idle a process may use every core it is allowed, else its share. Both together never exceed the cores, where there
+are two.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The main job from upload to deletion, over the backends of production and over the embedded ones: real servers, API, worker, trainer.
 
-Qdrant alone is a small server of the tests that speaks its HTTP interface. Only the recipe is smaller than a user's; the gate is what it always is.
+Qdrant alone is a small server of the tests that speaks its HTTP interface.
+Only the recipe is smaller than a user's; the gate is what it always is.
 """
 
 from __future__ import annotations
