@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+from server.presence import running_url
 from server.settings import ENV_PREFIX, Settings, load_settings
 
 API = ("-m", "server.app")
@@ -86,7 +87,9 @@ class Stack:
         return self.settings.root / "admin.key"
 
     def start_api(self) -> None:
-        """Raises StackError when the port is taken: another server would answer in this one's place."""
+        """Raises StackError when the data directory is in use, or the port is taken: another server would answer in this one's place."""
+        if (other := running_url(self.settings)) is not None:
+            raise StackError(f"a server at {other} uses {self.settings.root}; stop it, or choose another with --data-dir")
         require_free(self.settings.host, self.settings.port)
         self._start("the API", self._api)
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from server.cli_stack import Stack, StackError, configured, free_port, isolated, require_free, terminable, while_alive
+from server.presence import sole_api_process
 
 SLEEP = ("-c", "import time; time.sleep(600)")
 STUBBORN = ("-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)")
@@ -89,6 +90,14 @@ def test_a_taken_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
         stack.start_api()
     assert not pids(stack)
     require_free("127.0.0.1", free_port())
+
+
+def test_a_data_directory_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    stack = stack_of(tmp_path)
+    stack.settings.root.mkdir(parents=True)
+    with sole_api_process(stack.settings), pytest.raises(StackError, match="--data-dir"):
+        stack.start_api()
+    assert not pids(stack)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
