@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from server.db import jobs
 from server.db.tables import Job
-from server.errors import GpuOutOfMemory, TrainerCrashed
+from server.errors import GpuBusy, GpuOutOfMemory, TrainerCrashed
 from worker.events import ExitCode, Failure, Result
 from worker.training.recipe import recipe_for
 
@@ -44,7 +44,10 @@ def settle(session: Session, job: Job, run: Run) -> Job:
         return jobs.fail(session, job.id, job.attempt, code=run.failure.code, message=run.failure.message)
     if run.code == ExitCode.OUT_OF_MEMORY:
         return _with_less_memory(session, job)
-    if run.code in (ExitCode.CHECKPOINTED, ExitCode.GPU_BUSY) or run.stopped:
+    if run.code == ExitCode.GPU_BUSY:
+        message = "other processes hold the accelerator's memory; the training waits and tries again"
+        return jobs.release(session, job.id, job.attempt, error={"code": GpuBusy.code, "message": message})
+    if run.code == ExitCode.CHECKPOINTED or run.stopped:
         return jobs.release(session, job.id, job.attempt)
     message = "the training process ended unexpectedly; the worker's log says where"
     return jobs.retry(session, job.id, job.attempt, code=TrainerCrashed.code, message=message)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("worker.train")
 
+LOADING = "loading"
+
 
 class Reporter:
     """Writes events; `report` also lets a SIGTERM end the run at a safe point and hands out the threads of the next step."""
@@ -35,9 +37,11 @@ class Reporter:
         self.stopping = False
         self.remaining: Remaining | None = None
         """Set once the recipe is known; without it no estimate is told."""
+        self.stage = ""
         self._cores = cores
 
     def __call__(self, stage: str, done: int, total: int, unit: str) -> None:
+        self.stage = stage
         self._adjust()
         eta = self.remaining.after(stage, done, total, time.monotonic()) if self.remaining else None
         emit(event="progress", stage=stage, done=done, total=total, unit=unit, eta_seconds=eta)
@@ -74,6 +78,7 @@ def main() -> int:
 def _guarded(directory: Path, spec: dict[str, Any], reporter: Reporter, cores: CpuShare) -> int:
     import torch
 
+    from server.engine.device import taken_by_others
     from server.errors import KmserveError
     from worker.training.fit import Stopped
 
@@ -84,7 +89,8 @@ def _guarded(directory: Path, spec: dict[str, Any], reporter: Reporter, cores: C
         return ExitCode.CHECKPOINTED
     except torch.OutOfMemoryError:
         logger.exception("out of device memory")
-        return ExitCode.OUT_OF_MEMORY
+        busy = reporter.stage == LOADING and taken_by_others(spec["device"])
+        return ExitCode.GPU_BUSY if busy else ExitCode.OUT_OF_MEMORY
     except KmserveError as error:
         logger.exception("the training failed")
         emit(event="error", code=error.code, message=error.detail)
@@ -99,10 +105,10 @@ def _run(directory: Path, spec: dict[str, Any], reporter: Reporter, cores: CpuSh
 
     recipe = recipe_for(spec["preset"], spec["recipe"])
     reporter.remaining = Remaining(recipe)
-    reporter("loading", 0, 1, "model")
+    reporter(LOADING, 0, 1, "model")
     prepared = prepare_base(spec["base"]["source"], Path(spec["base"]["models_dir"]))
     base = load_base(prepared, device=spec["device"], dtype=spec["dtype"])
-    reporter("loading", 1, 1, "model")
+    reporter(LOADING, 1, 1, "model")
     training = TrainingSpec(
         text=spec["text"],
         title=spec["document_title"],

@@ -137,12 +137,12 @@ def cancelled(session: Session, job_id: str, attempt: int) -> Job:
     return _end(session, job_id, attempt, JobState.CANCELLED, None)
 
 
-def release(session: Session, job_id: str, attempt: int) -> Job:
+def release(session: Session, job_id: str, attempt: int, error: dict[str, Any] | None = None) -> Job:
     """Hand a running job back unfinished, through no fault of its own: the attempt is not held against it. Raises JobLost.
 
-    A job that was asked to stop is cancelled instead; so with `retry`.
+    `error` says meanwhile what it waits for. A job that was asked to stop is cancelled instead; so with `retry`.
     """
-    return _requeue(session, hold(session, job_id, attempt), max_attempts=Job.max_attempts + 1)
+    return _requeue(session, hold(session, job_id, attempt), max_attempts=Job.max_attempts + 1, error=error)
 
 
 def retry(session: Session, job_id: str, attempt: int, *, code: str, message: str, params: dict[str, Any] | None = None) -> Job:

@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _PROBE = (64, 576, 1536)
 _ROUNDS = 3
+_TAKEN = 0.2
+"""Share of a device's memory; a process's own CUDA context, which nobody reports, stays far below it."""
 _CLEARLY = 0.9
 """bfloat16 must take less than this share of float32's time, so that noise does not decide."""
 
@@ -29,6 +31,15 @@ def choose_device(setting: str) -> torch.device:
     if not _is_there(device):
         raise DeviceUnavailable(f"The configured device {device} is not there. Use auto or cpu.")
     return device
+
+
+def taken_by_others(setting: str) -> bool:
+    """Whether other processes hold so much of a CUDA device that waiting may help one that found no room on it."""
+    device = choose_device(setting)
+    if device.type != "cuda":
+        return False
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device) > _TAKEN * total
 
 
 def choose_dtype(device: torch.device, setting: str) -> torch.dtype:
