@@ -8,15 +8,8 @@ import pytest
 
 from server.db.session import SyncDatabase
 from tests.support.databases import empty_postgres, migrated
-from tests.support.jobs_contract import (
-    CancelContract,
-    ClaimContract,
-    DocumentContract,
-    EndContract,
-    FenceContract,
-    ReapContract,
-    WaitContract,
-)
+from tests.support.jobs_contract import ClaimContract, EndContract, FenceContract, WaitContract
+from tests.support.jobs_stopping_contract import CancelContract, DocumentContract, ReapContract
 from tests.support.servers import postgres_server
 
 

@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from server.engine.request import ArtefactRef, Scope
+from server.errors import ModuleCorrupt
 from server.modules.artefact import Artefact, read_artefact, write_artefact
 from server.modules.composition import Composition
 from server.modules.manifest import ArtefactKind, Manifest
@@ -83,3 +85,11 @@ def write_extractor(directory: Path, seed: int = 0, **changes: Any) -> ArtefactR
 def read(ref: ArtefactRef, **changes: Any) -> Artefact:
     expected: dict[str, Any] = {"base_fingerprint": FINGERPRINT, "shapes": SHAPES, "max_rank": MAX_RANK}
     return read_artefact(ref, **{**expected, **changes})
+
+
+def refused(ref: ArtefactRef, reason: str, **expected: Any) -> None:
+    with pytest.raises(ModuleCorrupt, match="train the document again") as caught:
+        read(ref, **expected)
+    assert type(caught.value) is ModuleCorrupt
+    assert reason in caught.value.reason
+    assert str(ref.directory) not in caught.value.detail

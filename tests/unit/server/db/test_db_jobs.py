@@ -7,15 +7,8 @@ import pytest
 
 from server.db.session import SyncDatabase
 from tests.support.databases import migrated, sqlite_url
-from tests.support.jobs_contract import (
-    CancelContract,
-    ClaimContract,
-    DocumentContract,
-    EndContract,
-    FenceContract,
-    ReapContract,
-    WaitContract,
-)
+from tests.support.jobs_contract import ClaimContract, EndContract, FenceContract, WaitContract
+from tests.support.jobs_stopping_contract import CancelContract, DocumentContract, ReapContract
 
 
 @pytest.fixture
