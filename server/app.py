@@ -34,10 +34,14 @@ from server.health.routes import router as health
 from server.health.service import Doctor
 from server.jobs.bell import Bell
 from server.jobs.routes import router as jobs
+from server.metrics.http import HttpMetrics, MeasuredRequests
+from server.metrics.routes import router as metrics
+from server.metrics.service import Meter
 from server.modules.store import ModuleStore
 from server.parts import Loading, Parts, Tasks
 from server.presence import sole_api_process
 from server.problems import Guard, Problem, install
+from server.residency.routes import router as residency
 from server.settings import Settings, load_settings
 from server.transactions import writing
 
@@ -64,11 +68,15 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
             yield
 
     app = FastAPI(title=_TITLE, version=VERSION, description=_ABOUT, lifespan=lifespan, redirect_slashes=False)
-    for router in (documents, asks, jobs, api_keys, health):
+    for router in (documents, asks, residency, jobs, api_keys, health, metrics):
         app.include_router(router)
     install(app)
-    for layer in (BodyLimit, Guard, observability.AccessLog, observability.with_request_id):
+    for layer in (BodyLimit, Guard, observability.AccessLog):
         app.add_middleware(layer)
+    requests = HttpMetrics()
+    app.state.meter = Meter(requests)
+    app.add_middleware(MeasuredRequests, metrics=requests)
+    app.add_middleware(observability.with_request_id)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

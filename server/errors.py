@@ -11,8 +11,8 @@
     ├── UnsupportedMediaType    415: unsupported_media_type
     ├── TooManyRequests         429: engine_busy (carries retry_after, seconds)
     ├── Unavailable             503: module_corrupt, module_wrong_base, module_unsupported, module_missing,
-    │                                extractor_unavailable, base_model_not_found, base_model_unusable, embedder_not_found,
-    │                                device_unavailable, engine_stopped, index_mismatch, index_unavailable, starting,
+    │                                module_unreadable, extractor_unavailable, base_model_not_found, base_model_unusable,
+    │                                embedder_not_found, device_unavailable, engine_stopped, index_mismatch, index_unavailable, starting,
     │                                database_unavailable
     └── JobFailure              ends a job, never a request: gate_not_passed, gpu_out_of_memory, gpu_busy, trainer_crashed, ...
 
@@ -184,6 +184,11 @@ class TooManyRequests(KmserveError):
         self.retry_after = retry_after
 
 
+class DeadlineExceeded(KmserveError):
+    status = 504
+    code = "deadline_exceeded"
+
+
 class Unavailable(KmserveError):
     status = 503
     code = "unavailable"
@@ -219,6 +224,12 @@ class ModuleMissing(ArtefactRefused):
     """The artefact's directory is not there: perhaps its store is not."""
 
     code = "module_missing"
+
+
+class ModuleUnreadable(ArtefactRefused):
+    """The disk or its permissions do not let the artefact be read; that may pass."""
+
+    code = "module_unreadable"
 
 
 class ExtractorUnavailable(Unavailable):

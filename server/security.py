@@ -14,7 +14,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from server.api_keys import repository
 from server.api_keys.keys import KeyMaker, prefix_of
 from server.db.session import Database
-from server.errors import Forbidden, Unauthorized
+from server.errors import Forbidden, NotFound, Unauthorized
 from server.parts import PartsOf
 from server.transactions import reading
 
@@ -75,6 +75,14 @@ def _with(scope: KeyScope) -> Callable[[Caller], Awaitable[Caller]]:
         return known
 
     return scoped
+
+
+async def scraper(parts: PartsOf, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
+    """Whether the caller may read the metrics, which are of all tenants. Raises NotFound where there are none, Unauthorized, Forbidden."""
+    if parts.settings.metrics == "off":
+        raise NotFound("no such path")
+    if parts.settings.metrics == "key" and not (await caller(parts, credentials)).operator:
+        raise Forbidden(f"metrics are for admin keys of the tenant {OPERATOR_TENANT}", scope=KeyScope.ADMIN)
 
 
 Asker = Annotated[Caller, Depends(_with(KeyScope.ASK))]

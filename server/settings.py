@@ -64,6 +64,7 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
+    metrics: Literal["key", "open", "off"] = "key"
 
     @model_validator(mode="after")
     def _production_has_a_secret(self) -> Settings:

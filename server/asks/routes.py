@@ -24,10 +24,12 @@ from server.errors import (
     ModuleCorrupt,
     ModuleMissing,
     ModuleNotReady,
+    ModuleUnreadable,
     ModuleUnsupported,
     ModuleWrongBase,
     NotRetrievable,
     Starting,
+    StorageFull,
     TooManyRequests,
     UnknownMode,
 )
@@ -57,6 +59,7 @@ _ASK_ERRORS: Final = (
     ModuleWrongBase,
     ModuleUnsupported,
     ModuleMissing,
+    ModuleUnreadable,
     ExtractorUnavailable,
     UnknownMode,
     InvalidHistory,
@@ -65,6 +68,7 @@ _ASK_ERRORS: Final = (
     EngineStopped,
     IndexUnavailable,
     Starting,
+    StorageFull,
 )
 
 

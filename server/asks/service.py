@@ -1,4 +1,4 @@
-"""From a question to what the engine is asked: resolve -> retrieve, while the module is prefetched -> build the prompt.
+"""From a question to what the engine is asked: resolve -> retrieve, while module and extractor are loaded -> build the prompt.
 
 Every read is a transaction of its own and is over before the engine starts.
 """
@@ -31,10 +31,14 @@ _NO_PASSAGE: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class Worn:
-    """The adapters of one answer."""
+    """The adapters of one answer. They are being loaded from the moment this is known."""
 
     module: ArtefactRef | None = None
     extractor: ArtefactRef | None = None
+
+    @property
+    def adapters(self) -> tuple[ArtefactRef, ...]:
+        return tuple(adapter for adapter in (self.module, self.extractor) if adapter is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,7 @@ class Material:
     """What an answer is made of, before the prompt. `texts` are what the prompt gets, best first; `cited` the passages among them."""
 
     mode: Mode
+    worn: Worn = Worn()
     document_id: str | None = None
     module: ModuleVersion | None = None
     cited: tuple[FoundPassage, ...] = ()
@@ -67,15 +72,14 @@ async def plan(parts: Parts, tenant_id: str, ask: Ask) -> Plan:
     models = parts.models.get()
     history = _history(ask)
     material = await _material(parts, models, tenant_id, ask)
-    extractors = await reading(parts.database, repository.worn, tenant_id)
-    worn = _wear(parts, tenant_id, material, extractors)
     reserve = max(ask.max_tokens, await asyncio.to_thread(models.prompter.longest, ask.score or ()))
     least = min(1, len(material.texts))
     fitted = await asyncio.to_thread(models.prompter.fit, ask.question, material.texts, history, reserve=reserve, least=least)
+    extractor = material.worn.extractor
     kept, dropped = material.cited[: fitted.kept], material.cited[fitted.kept :]
     return Plan(
         prompt=fitted.prompt,
-        worn=worn,
+        worn=material.worn,
         document_id=material.document_id,
         module=material.module,
         passages=kept,
@@ -83,8 +87,8 @@ async def plan(parts: Parts, tenant_id: str, ask: Ask) -> Plan:
             mode=material.mode,
             base=models.base_name,
             km=None if material.module is None else KnowledgeModule.model_validate(material.module),
-            ke=None if worn.extractor is None else worn.extractor.digest,
-            composition=None if worn.extractor is None else worn.extractor.composition,
+            ke=None if extractor is None else extractor.digest,
+            composition=None if extractor is None else extractor.composition,
             passages=[passage.id for passage in kept],
             dropped_passages=[passage.id for passage in dropped],
         ),
@@ -102,8 +106,7 @@ async def _material(parts: Parts, models: Models, tenant_id: str, ask: Ask) -> M
 
 async def _about_one(parts: Parts, models: Models, tenant_id: str, ask: Ask, source: Source) -> Material:
     choice = choose(ask.mode, ask.fallback, source, models.base_fingerprint)
-    if choice.module is not None:
-        models.engine.prefetch(_module_ref(parts, tenant_id, choice.module))
+    worn = await _dress(parts, models, tenant_id, choice.mode, choice.module)
     if choice.mode == Mode.IN_CONTEXT:
         models.prompter.require_room(source.tokens, ask.max_tokens)
         return Material(mode=choice.mode, document_id=source.document_id, texts=(await _whole_text(parts, source),))
@@ -112,7 +115,7 @@ async def _about_one(parts: Parts, models: Models, tenant_id: str, ask: Ask, sou
         within = {"document_ids": (source.document_id,), "revision_ids": (choice.revision_id,)}
         passages = await nearest(parts, tenant_id, ask.question, ask.top_k, **within)
         _require_some(passages, ask, source, choice)
-    return _made_of(source, choice, passages)
+    return _made_of(source, choice, worn, passages)
 
 
 async def _about_many(parts: Parts, models: Models, tenant_id: str, ask: Ask, named: Sequence[Source]) -> Material:
@@ -123,15 +126,18 @@ async def _about_many(parts: Parts, models: Models, tenant_id: str, ask: Ask, na
         raise InvalidInput("without passages nothing tells which of several documents to ask: name one, or let top_k be at least 1")
     for source in named:
         require_indexed(source)
+    # No module can make another extractor than the active one be worn: that one need not wait for the passages.
+    worn = await _dress(parts, models, tenant_id, Mode.RETRIEVAL, None) if ask.mode == Mode.RETRIEVAL else None
     ids = None if ask.documents is None else [source.document_id for source in named]
     revisions = None if ids is None else [source.revision_id for source in named]
     passages = await nearest(parts, tenant_id, ask.question, ask.top_k, document_ids=ids, revision_ids=revisions)
     _require_some(passages, ask, None, None)
     if not passages:
-        return Material(mode=Mode.RETRIEVAL)
+        return Material(mode=Mode.RETRIEVAL, worn=worn or Worn())
     [source] = await reading(parts.database, repository.sources, tenant_id, [leading(passages)])
     choice = choose(ask.mode, ask.fallback, source, models.base_fingerprint, current_only=True)
-    return _made_of(source, choice, passages if choice.needs_passages else ())
+    worn = worn or await _dress(parts, models, tenant_id, choice.mode, choice.module)
+    return _made_of(source, choice, worn, passages if choice.needs_passages else ())
 
 
 def leading(passages: Sequence[FoundPassage]) -> str:
@@ -140,9 +146,9 @@ def leading(passages: Sequence[FoundPassage]) -> str:
     return max(counts, key=lambda document_id: (counts[document_id], max(p.score for p in passages if p.document_id == document_id)))
 
 
-def _made_of(source: Source, choice: Choice, passages: Sequence[FoundPassage]) -> Material:
+def _made_of(source: Source, choice: Choice, worn: Worn, passages: Sequence[FoundPassage]) -> Material:
     texts = tuple(passage.text for passage in passages)
-    return Material(mode=choice.mode, document_id=source.document_id, module=choice.module, cited=tuple(passages), texts=texts)
+    return Material(mode=choice.mode, worn=worn, document_id=source.document_id, module=choice.module, cited=tuple(passages), texts=texts)
 
 
 def _require_some(passages: Sequence[FoundPassage], ask: Ask, source: Source | None, choice: Choice | None) -> None:
@@ -161,11 +167,18 @@ async def _whole_text(parts: Parts, source: Source) -> str:
         raise NotRetrievable("this document's text is not there; upload it again", **source.named()) from None
 
 
-def _wear(parts: Parts, tenant_id: str, material: Material, extractors: Extractors) -> Worn:
-    """Raises ExtractorUnavailable."""
-    if material.mode in (Mode.BASE, Mode.IN_CONTEXT):
+async def _dress(parts: Parts, models: Models, tenant_id: str, mode: Mode, module: ModuleVersion | None) -> Worn:
+    """What the answer will wear, loading from now on. Raises ExtractorUnavailable."""
+    if mode in (Mode.BASE, Mode.IN_CONTEXT):
         return Worn()
-    module = material.module
+    worn = _wear(parts, tenant_id, module, await reading(parts.database, repository.worn, tenant_id))
+    for adapter in worn.adapters:
+        models.engine.prefetch(adapter)
+    return worn
+
+
+def _wear(parts: Parts, tenant_id: str, module: ModuleVersion | None, extractors: Extractors) -> Worn:
+    """Raises ExtractorUnavailable."""
     versions = {_version(row): row for row in extractors.versions}
     active = None if extractors.active is None else _version(extractors.active)
     chosen = extractor_for(None if module is None else module.wears, active, tuple(versions))

@@ -88,6 +88,7 @@ def _evict(parts: Parts, doomed: Doomed) -> None:
         for digest in doomed.removed.modules:
             path = parts.modules.path(doomed.tenant_id, doomed.document_id, digest)
             models.engine.evict(path, DocumentNotFound("no such document"))
+        models.engine.forget(doomed.tenant_id)
 
 
 def _condemn(session: Session, tenant_id: str, document_id: str) -> Doomed:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
@@ -10,19 +13,33 @@ from server.engine.adapter_bank import Product
 from server.engine.base_model import BaseModel
 from server.engine.host_cache import AdapterKey, HostAdapter, Load
 from server.engine.request import ArtefactRef, Scope
+from server.errors import KmserveError, ModuleUnreadable, StorageFull
 from server.modules.artefact import Artefact, read_artefact
+
+logger = logging.getLogger(__name__)
 
 Read = Callable[[ArtefactRef, str, Mapping[str, tuple[int, int]], int], Artefact]
 
 
 def loader(base: BaseModel, layers: Mapping[str, nn.Linear], max_rank: int, read: Read = read_artefact) -> Load:
-    """The `load` of a host cache: raises what `read` raises (an ArtefactRefused)."""
+    """The `load` of a host cache: raises what `read` raises (an ArtefactRefused); where the disk fails, ModuleUnreadable or StorageFull."""
     shapes = {name: (linear.out_features, linear.in_features) for name, linear in layers.items()}
 
     def load(ref: ArtefactRef) -> HostAdapter:
-        return _laid_out(ref, read(ref, base.fingerprint, shapes, max_rank), tuple(shapes), base)
+        try:
+            artefact = read(ref, base.fingerprint, shapes, max_rank)
+        except OSError as error:
+            raise _explained(ref, error) from error
+        return _laid_out(ref, artefact, tuple(shapes), base)
 
     return load
+
+
+def _explained(ref: ArtefactRef, error: OSError) -> KmserveError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull("the server's storage is full; make room and ask again")
+    reason = os.strerror(error.errno) if error.errno else type(error).__name__
+    return ModuleUnreadable("the module's files cannot be read; the server's log says why", reason=reason, digest=ref.digest)
 
 
 def _laid_out(ref: ArtefactRef, artefact: Artefact, names: Sequence[str], base: BaseModel) -> HostAdapter:
@@ -48,4 +65,13 @@ def _pair(artefact: Artefact, name: str, base: BaseModel) -> Product | None:
 def _host(tensor: Tensor, base: BaseModel) -> Tensor:
     """In the model's dtype, page-locked where it will cross to a GPU."""
     converted = tensor.to(base.dtype).contiguous()
-    return converted.pin_memory() if base.device.type == "cuda" else converted
+    return _pinned(converted) if base.device.type == "cuda" else converted
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """As it is where the system locks no more pages: its copies are slower then, and no request fails for that."""
+    try:
+        return tensor.pin_memory()
+    except RuntimeError:
+        logger.warning("no page-locked memory for a module; copying it to the GPU will take longer", exc_info=True)
+        return tensor

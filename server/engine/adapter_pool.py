@@ -1,11 +1,14 @@
 """Which adapter is in which slot: reference counts, least recently used first out, eviction that waits for the last user.
 
-Used by the engine's thread alone. Knows adapters and slots, nothing of files, loads or requests.
+Used by the engine's thread alone, but that any thread may read `resident` and the counts. Knows adapters and slots, nothing of files or
+requests.
 """
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +22,27 @@ class SlotPool:
 
     def __init__(self, bank: AdapterBank) -> None:
         self.bank = bank
-        self.hits = self.misses = self.evictions = 0
+        self.hits = self.misses = self.evictions = self.load_failures = self.loading = 0
+        self.load_seconds = 0.0
+        self.resident: frozenset[Path] = frozenset()
+        """Directories of the artefacts that new requests find in a slot; replaced whole, never changed."""
+        self._bytes = [0] * bank.slots
         self._slots: OrderedDict[AdapterKey, int] = OrderedDict()
         self._users = [0] * bank.slots
         self._doomed: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._slots)
+
+    @property
+    def bytes(self) -> int:
+        """What lies in slots, without the room that lower ranks leave."""
+        return sum(self._bytes)
+
+    @property
+    def users(self) -> Sequence[int]:
+        """How many sequences hold each slot."""
+        return self._users
 
     def take(self, adapter: HostAdapter) -> int | None:
         """The adapter's slot, held until `release`; None while every slot is held by others."""
@@ -35,8 +52,7 @@ class SlotPool:
             if slot is None:
                 return None
             self.misses += 1
-            self.bank.load(slot, adapter.tensors)
-            self._slots[adapter.key] = slot
+            self._load(slot, adapter)
         else:
             self.hits += 1
         self._slots.move_to_end(adapter.key)
@@ -51,7 +67,7 @@ class SlotPool:
         self._users[slot] -= 1
         if slot in self._doomed and not self._users[slot]:
             self._doomed.remove(slot)
-            self.bank.clear(slot)
+            self._clear(slot)
 
     def evict(self, directory: Path) -> None:
         """No new request finds the artefact; its slot is zeroed once its last user has gone."""
@@ -60,7 +76,32 @@ class SlotPool:
             if self._users[slot]:
                 self._doomed.add(slot)
             else:
-                self.bank.clear(slot)
+                self._clear(slot)
+        self._tell()
+
+    def _load(self, slot: int, adapter: HostAdapter) -> None:
+        """On a GPU the seconds are those of starting the copies, which steps are queued behind."""
+        started = time.perf_counter()
+        self.loading = 1
+        self._bytes[slot] = 0
+        try:
+            self.bank.load(slot, adapter.tensors)
+            self._bytes[slot] = adapter.nbytes
+            self._slots[adapter.key] = slot
+        except Exception:
+            self.load_failures += 1
+            raise
+        finally:
+            self.loading = 0
+            self.load_seconds += time.perf_counter() - started
+            self._tell()
+
+    def _clear(self, slot: int) -> None:
+        self.bank.clear(slot)
+        self._bytes[slot] = 0
+
+    def _tell(self) -> None:
+        self.resident = frozenset(key.directory for key in self._slots)
 
     def _room(self) -> int | None:
         """The lowest empty slot, else the least recently used one that nobody holds."""
@@ -117,14 +158,16 @@ class AdapterPool:
         self.modules.evict(directory)
         self.extractors.evict(directory)
 
+    @property
+    def resident(self) -> frozenset[Path]:
+        return self.modules.resident | self.extractors.resident
+
     def stats(self) -> dict[str, float]:
-        pools = (self.modules, self.extractors)
+        counts = ("hits", "misses", "evictions", "load_seconds", "load_failures", "loading", "bytes")
         return {
             "module_slots": float(len(self.modules)),
             "extractor_slots": float(len(self.extractors)),
-            "slot_hits": float(sum(pool.hits for pool in pools)),
-            "slot_misses": float(sum(pool.misses for pool in pools)),
-            "slot_evictions": float(sum(pool.evictions for pool in pools)),
+            **{f"slot_{name}": float(getattr(self.modules, name) + getattr(self.extractors, name)) for name in counts},
         }
 
 

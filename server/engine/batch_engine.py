@@ -23,16 +23,19 @@ from server.engine.base_model import BaseModel
 from server.engine.host_cache import HostCache
 from server.engine.kv_cache import KvCache
 from server.engine.options import EngineOptions
+from server.engine.prefix_keys import KeyChain, adapter_ids, root_key
 from server.engine.prompt import plain_ids
-from server.engine.request import EngineRequest
+from server.engine.request import EngineRequest, Tier
 from server.engine.runner import Runner
 from server.engine.sampling import sample
 from server.engine.scheduler import Scheduler, Work
 from server.engine.sequence import NOT_FINITE, Emit, Generation, Live, Scoring, Status
-from server.errors import ContextLimit, InvalidInput, KmserveError, TooManyRequests, Unavailable
+from server.errors import ContextLimit, DeadlineExceeded, InvalidInput, KmserveError, TooManyRequests, Unavailable
 from server.modules.artefact import read_artefact
 
 logger = logging.getLogger(__name__)
+
+MOST_LOGPROBS = 20
 
 
 class BatchEngine:
@@ -54,13 +57,17 @@ class BatchEngine:
     def generation(self, request: EngineRequest, emit: Emit) -> Generation:
         """A checked request, not yet in the queue. Raises ContextLimit or InvalidInput."""
         self._check(request, request.sampling.max_tokens)
-        return Generation(request, self.base.tokenizer, self.base.eos_ids, emit)
+        sequence = Generation(request, self.base.tokenizer, self.base.eos_ids, emit)
+        sequence.chain = self._chain(request)
+        return sequence
 
     def scoring(self, request: EngineRequest, continuations: Sequence[str], emit: Emit) -> Scoring:
         """Like `generation`; `request.sampling` is ignored."""
         tokenised = [(text, plain_ids(self.base.tokenizer, text)) for text in continuations]
         self._check(request, max((len(ids) for _, ids in tokenised), default=0))
-        return Scoring(request, tokenised, emit)
+        sequence = Scoring(request, tokenised, emit)
+        sequence.chain = self._chain(request)
+        return sequence
 
     def add(self, sequence: Live) -> None:
         """Queue it and start loading what it wears; a full queue fails it with TooManyRequests."""
@@ -105,6 +112,10 @@ class BatchEngine:
         for sequence in [waiting for waiting in self.scheduler.waiting if waiting.names(directory)]:
             self._fail(sequence, error)
 
+    def forget(self, tenant: str) -> None:
+        """Drop what is cached of a tenant's prompts and answers."""
+        self.scheduler.prefixes.forget(tenant)
+
     def fail_all(self, error: KmserveError) -> None:
         for sequence in list(self.scheduler):
             self._fail(sequence, error)
@@ -120,15 +131,23 @@ class BatchEngine:
             "waiting": float(len(self.scheduler.waiting)),
             "running": float(len(self.scheduler.running)),
             "kv_tokens_reserved": float(self.scheduler.cache.reserved),
+            **{f"prefix_{name}": value for name, value in self.scheduler.prefixes.stats().items()},
             **self.adapters.stats(),
             **{f"host_{name}": value for name, value in self.host.stats().items()},
         }
 
+    def residency(self) -> dict[Path, Tier]:
+        """For any thread."""
+        return {**dict.fromkeys(self.host.directories(), Tier.HOST), **dict.fromkeys(self.adapters.resident, Tier.DEVICE)}
+
     def _expel(self) -> None:
-        """End those that were cancelled or whose adapters could not be loaded."""
+        """End those that were cancelled, are late or whose adapters could not be loaded."""
+        now = time.monotonic()
         for sequence in list(self.scheduler):
             if sequence.cancelled:
                 self._guarded(sequence, sequence.abandon)
+            elif sequence.expires < now:
+                self._fail(sequence, _too_late(sequence))
             elif sequence.status is Status.WAITING and (error := sequence.load_error()):
                 self._fail(sequence, error)
 
@@ -137,7 +156,7 @@ class BatchEngine:
             return self.scheduler.plan()
         except Exception as error:
             # The one that was about to join: those before it have joined, those behind it were not looked at.
-            culprit = next((sequence for sequence in self.scheduler.waiting if sequence.loaded), None)
+            culprit = self.scheduler.next
             if culprit is None:
                 raise
             self._fail(culprit, error)
@@ -166,6 +185,8 @@ class BatchEngine:
         for work, logits in computed:
             sequence = work.sequence
             sequence.computed = work.end
+            if work.start < len(sequence.request.prompt):
+                self.scheduler.publish(sequence, work.end)
             if isinstance(sequence, Generation) and len(logits):
                 drawing.append((sequence, logits))
             elif isinstance(sequence, Scoring) and len(logits):
@@ -175,11 +196,13 @@ class BatchEngine:
 
     def _draw(self, sequences: Sequence[Generation], logits: Tensor) -> None:
         self._counts["generated_tokens"] += len(sequences)
-        for sequence, token in zip(sequences, sample(logits, [sequence.draw for sequence in sequences]), strict=True):
+        tokens = sample(logits, [sequence.draw for sequence in sequences])
+        for sequence, token, row in zip(sequences, tokens, logits, strict=True):
+            self.scheduler.turns.charge(sequence.request.tenant, 1)
             if token is None:
                 self._fail(sequence, Unavailable(NOT_FINITE))
             else:
-                self._guarded(sequence, partial(sequence.accept, token))
+                self._guarded(sequence, partial(sequence.accept, token, row))
 
     def _guarded(self, sequence: Live, action: Callable[[], None]) -> None:
         """Let a sequence act, then let it go if it is complete or failed."""
@@ -202,6 +225,13 @@ class BatchEngine:
         self._counts["ended"] += 1
         self.scheduler.remove(sequence)
 
+    def _chain(self, request: EngineRequest) -> KeyChain | None:
+        """The names of a request's blocks in the prefix cache."""
+        if not self.options.prefix_tokens:
+            return None
+        root = root_key(request.tenant, self.base.fingerprint, str(self.base.dtype))
+        return KeyChain(root, adapter_ids(request), self.options.block_tokens)
+
     def _adjust_threads(self) -> None:
         wanted = self.options.cores.threads() if self.options.cores else self.options.threads
         if wanted is not None and wanted != torch.get_num_threads():
@@ -217,6 +247,8 @@ class BatchEngine:
             raise InvalidInput("The prompt is empty or holds token ids that the model does not know.")
         if sampling.max_tokens < 1 or not 0 <= sampling.temperature < math.inf or not 0 < sampling.top_p <= 1:
             raise InvalidInput("max_tokens must be at least 1, temperature at least 0 and top_p above 0 and at most 1.")
+        if sampling.top_k < 0 or not 0 <= (sampling.logprobs or 0) <= MOST_LOGPROBS:
+            raise InvalidInput(f"top_k must be at least 0 and logprobs at least 0 and at most {MOST_LOGPROBS}.")
         if len(prompt) + new_tokens > self.limit:
             raise ContextLimit(
                 f"The prompt has {len(prompt)} tokens and the answer may have {new_tokens}; the model's context is {self.limit}. "
@@ -225,3 +257,7 @@ class BatchEngine:
                 max_tokens=new_tokens,
                 limit=self.limit,
             )
+
+
+def _too_late(sequence: Live) -> DeadlineExceeded:
+    return DeadlineExceeded(f"The answer was not complete within {sequence.request.timeout:g} seconds; ask again, or for a shorter answer.")

@@ -19,7 +19,7 @@ from server.engine.base_model import BaseModel
 from server.engine.batch_engine import BatchEngine
 from server.engine.options import EngineOptions
 from server.engine.outbox import Outbox
-from server.engine.request import ArtefactRef, Delta, EngineRequest, Score
+from server.engine.request import ArtefactRef, Delta, EngineRequest, Score, Tier
 from server.engine.sequence import Event, Live
 from server.errors import EngineStopped, KmserveError, Unavailable
 from server.modules.artefact import read_artefact
@@ -74,13 +74,19 @@ class EmbeddedEngine:
 
     def prefetch(self, artefact: ArtefactRef) -> None:
         if self._accepting:
-            self._batch.host.fetch(artefact)
+            self._batch.host.prefetch(artefact)
 
     def evict(self, directory: Path, error: KmserveError) -> None:
         self._mailbox.put(partial(self._batch.evict, directory, error))
 
+    def forget(self, tenant: str) -> None:
+        self._mailbox.put(partial(self._batch.forget, tenant))
+
     def stats(self) -> dict[str, float]:
         return self._batch.stats()
+
+    def residency(self) -> dict[Path, Tier]:
+        return self._batch.residency()
 
     async def drain(self, grace: float | None = None) -> None:
         """Refuse new requests, finish those in flight, after `grace` seconds cancel the rest, give the model back."""

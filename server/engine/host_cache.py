@@ -1,22 +1,25 @@
 """Adapters in host memory: validated, in the model's dtype, ready to be copied into a slot.
 
 Loads run on threads of their own, one per artefact however many ask at once. Least recently used adapters leave when the budget of
-bytes is exceeded; whoever still holds one keeps it alive. A failed load is forgotten, so the next request tries again. Knows
-nothing of slots or requests; any thread may call it.
+bytes is exceeded; whoever still holds one keeps it alive, and meanwhile nobody reads it a second time. A failed load is forgotten, so
+the next request tries again. Knows nothing of slots or requests; any thread may call it.
 """
 
 from __future__ import annotations
 
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from weakref import WeakValueDictionary
 
 from server.engine.adapter_bank import Product
 from server.engine.request import ArtefactRef, Scope
+from server.errors import EngineStopped, ModuleMissing
 
 LOADERS = 2
 
@@ -57,71 +60,118 @@ class HostCache:
         self._budget = budget
         self._lock = Lock()
         self._kept: OrderedDict[AdapterKey, HostAdapter] = OrderedDict()
+        self._bytes = 0
+        """Of those that are kept."""
+        self._alive: WeakValueDictionary[AdapterKey, HostAdapter] = WeakValueDictionary()
+        """Those that are kept, and those that are not and that someone holds."""
         self._loading: dict[AdapterKey, Future[HostAdapter]] = {}
+        self._in_flight = 0
         self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="adapter-load")
-        self._counts = {"hits": 0.0, "misses": 0.0, "loads": 0.0, "load_failures": 0.0, "load_seconds": 0.0}
+        names = ("hits", "misses", "evictions", "loads", "load_failures", "load_seconds", "absent")
+        self._counts = dict.fromkeys(names, 0.0)
 
     def fetch(self, ref: ArtefactRef) -> Future[HostAdapter]:
-        """The adapter now or later; the future raises what loading raised."""
-        key = AdapterKey.of(ref)
+        """The adapter now or later, for a request; the future raises what loading raised."""
         with self._lock:
-            kept = self._kept.get(key)
-            self._counts["misses" if kept is None else "hits"] += 1
-            if kept is not None:
-                self._kept.move_to_end(key)
-                return _done(kept)
-            if key not in self._loading:
-                future: Future[HostAdapter] = Future()
-                self._loading[key] = future
-                self._loaders.submit(self._run, key, ref, future)
-            return self._loading[key]
+            future, found = self._find(ref)
+            self._counts["hits" if found else "misses"] += 1
+            return future
+
+    def prefetch(self, ref: ArtefactRef) -> None:
+        """Have it loaded for a request that is to come; neither hit nor miss, for that request will be."""
+        with self._lock:
+            self._find(ref)
 
     def evict(self, directory: Path) -> None:
         """Forget the artefact of this directory; a load in progress is finished for those who hold its future, and is not kept."""
         with self._lock:
-            for kept in [key for key in self._kept if key.directory == directory]:
-                del self._kept[kept]
+            for key in [key for key in self._alive if key.directory == directory]:
+                self._drop(key)
+                self._alive.pop(key, None)
             for loading in [key for key in self._loading if key.directory == directory]:
                 del self._loading[loading]
 
-    def stats(self) -> dict[str, float]:
+    def directories(self) -> frozenset[Path]:
+        """Of the artefacts that would be found without a load."""
         with self._lock:
-            return {**self._counts, "bytes": float(self._bytes()), "adapters": float(len(self._kept))}
+            return frozenset(key.directory for key in self._alive)
+
+    def stats(self) -> dict[str, float]:
+        """`absent` are loads that failed because the artefact was not on the disk."""
+        with self._lock:
+            now = {"bytes": self._bytes, "adapters": len(self._kept), "loading": self._in_flight}
+            return {**self._counts, **{name: float(value) for name, value in now.items()}}
 
     def close(self) -> None:
         self._loaders.shutdown(wait=False, cancel_futures=True)
+
+    def _find(self, ref: ArtefactRef) -> tuple[Future[HostAdapter], bool]:
+        """The adapter's future, and whether it was here already."""
+        key = AdapterKey.of(ref)
+        future: Future[HostAdapter] = Future()
+        adapter = self._alive.get(key)
+        if adapter is not None:
+            self._keep(adapter)
+            future.set_result(adapter)
+            return future, True
+        if key in self._loading:
+            return self._loading[key], False
+        try:
+            self._loaders.submit(self._run, key, ref, future)
+        except RuntimeError:  # the pool's way to say that it was shut down
+            future.set_exception(EngineStopped("The engine is stopping; try again when the server is back."))
+            return future, False
+        self._loading[key] = future
+        self._in_flight += 1
+        return future, False
 
     def _run(self, key: AdapterKey, ref: ArtefactRef, future: Future[HostAdapter]) -> None:
         started = time.perf_counter()
         try:
             adapter = self._load(ref)
         except Exception as error:
-            self._settle(key, future, None, time.perf_counter() - started)
+            _let_go(error)
+            self._settle(key, future, error, time.perf_counter() - started)
             future.set_exception(error)
         else:
             self._settle(key, future, adapter, time.perf_counter() - started)
             future.set_result(adapter)
 
-    def _settle(self, key: AdapterKey, future: Future[HostAdapter], adapter: HostAdapter | None, seconds: float) -> None:
+    def _settle(self, key: AdapterKey, future: Future[HostAdapter], outcome: HostAdapter | Exception, seconds: float) -> None:
+        failed = isinstance(outcome, Exception)
         with self._lock:
-            self._counts["loads" if adapter else "load_failures"] += 1
+            self._in_flight -= 1
+            self._counts["load_failures" if failed else "loads"] += 1
+            self._counts["absent"] += isinstance(outcome, ModuleMissing)
             self._counts["load_seconds"] += seconds
             if self._loading.get(key) is not future:
                 return
             del self._loading[key]
-            if adapter is not None:
-                self._keep(adapter)
+            if isinstance(outcome, HostAdapter):
+                self._alive[key] = outcome
+                self._keep(outcome)
 
     def _keep(self, adapter: HostAdapter) -> None:
-        self._kept[adapter.key] = adapter
-        while self._bytes() > self._budget:
-            self._kept.popitem(last=False)
+        """As the most recently used; one larger than the whole budget drives nothing out and is not kept."""
+        if adapter.nbytes > self._budget:
+            return
+        if adapter.key not in self._kept:
+            self._kept[adapter.key] = adapter
+            self._bytes += adapter.nbytes
+        self._kept.move_to_end(adapter.key)
+        while self._bytes > self._budget:
+            self._drop(next(iter(self._kept)))
+            self._counts["evictions"] += 1
 
-    def _bytes(self) -> int:
-        return sum(adapter.nbytes for adapter in self._kept.values())
+    def _drop(self, key: AdapterKey) -> None:
+        adapter = self._kept.pop(key, None)
+        if adapter is not None:
+            self._bytes -= adapter.nbytes
 
 
-def _done(adapter: HostAdapter) -> Future[HostAdapter]:
-    future: Future[HostAdapter] = Future()
-    future.set_result(adapter)
-    return future
+def _let_go(error: BaseException) -> None:
+    """Free what a failed load had in hand, files and tensors: its error may be kept for long, and keeps the frames it came through."""
+    found: BaseException | None = error
+    while found is not None:
+        traceback.clear_frames(found.__traceback__)
+        found = found.__cause__ or found.__context__

@@ -9,6 +9,7 @@ positions past a row's end hold finite numbers.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -49,8 +50,13 @@ class KvPool:
         heapq.heappush(self._free, row)
         self.high = max(self._used, default=-1) + 1
 
+    @property
+    def layers(self) -> Mapping[int, tuple[Tensor, Tensor]]:
+        """Those that have been used: `[rows, heads, capacity, dim]` each."""
+        return self._layers
+
     def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer; `key` and `value` `[1, heads, tokens, dim]` give the shapes at first use."""
+        """Keys and values of a layer; `key` and `value` `[any, heads, any, dim]` give the shapes at first use."""
         stored = self._layers.get(index)
         if stored is None:
             stored = self._layers[index] = (self._zeros(key), self._zeros(value))

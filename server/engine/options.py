@@ -32,6 +32,10 @@ class EngineOptions:
     max_queue: int = 64
     """Requests that may wait for a place before new ones are turned away."""
     kv_tokens: int = 32768
+    prefix_tokens: int = 8192
+    """Tokens whose keys and values are kept behind their requests, for others that start the same way; 0 keeps nothing."""
+    block_tokens: int = 32
+    """What is kept is shared in blocks of this size."""
     step_tokens: int = 512
     """Prompt tokens read in one step: bounds how long a long prompt holds up the others' next token."""
     threads: int | None = None

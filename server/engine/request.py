@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +17,14 @@ class Scope(StrEnum):
 
     ALL = "all"
     ANSWER = "answer"
+
+
+class Tier(StrEnum):
+    """Where an artefact is held, fastest first."""
+
+    DEVICE = "device"
+    HOST = "host"
+    DISK = "disk"
 
 
 class FinishReason(StrEnum):
@@ -41,18 +49,25 @@ class ArtefactRef:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """`temperature` 0 is greedy. `stop` strings end the text and are not part of it."""
+    """`temperature` 0 is greedy; `top_k` 0 is no bound. `stop` strings end the text and are not part of it. `logprobs` asks for each
+    token's log-probability under the model's own distribution, and for that many likeliest alternatives."""
 
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRequest:
-    """One prompt with the adapters it wears: `module` (KM) and `extractor` (KE), either or both None."""
+    """One prompt with the adapters it wears: `module` (KM) and `extractor` (KE), either or both None.
+
+    Nothing computed for one `tenant` is used for another. A request that is not done `timeout` seconds after it came fails with
+    DeadlineExceeded.
+    """
 
     request_id: str
     tenant: str
@@ -60,14 +75,26 @@ class EngineRequest:
     module: ArtefactRef | None = None
     extractor: ArtefactRef | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLogprob:
+    """Natural logarithms. `top`: the likeliest tokens in falling order, each with its own."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delta:
-    """A piece of the answer. The last one carries `finish_reason` and the token counts."""
+    """A piece of the answer. The last one carries `finish_reason` and the token counts; `logprobs` stand beside `token_ids` where the
+    request asked for them."""
 
     text: str
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -111,7 +138,15 @@ class Engine(Protocol):
         ones finish on it. Equal bytes in another directory are another artefact and stay."""
         ...
 
+    def forget(self, tenant: str) -> None:
+        """Drop all cached state of a tenant's prompts and answers; requests in flight go on."""
+        ...
+
     def stats(self) -> dict[str, float]: ...
+
+    def residency(self) -> Mapping[Path, Tier]:
+        """The fastest tier of each artefact that the engine holds, by its directory; any other is on the disk at best."""
+        ...
 
     async def drain(self) -> None:
         """Refuse new requests, finish those in flight, stop the thread."""

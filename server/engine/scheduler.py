@@ -1,7 +1,9 @@
-"""Who runs next: places, slots and memory in order of arrival; every running sequence gets its token, prompts share what is left.
+"""Who runs next: places, slots and memory to the tenants served least; every running sequence gets its token, prompts share what is left.
 
-Loads do not hold up those behind them. Of the loaded ones the first to find no place, slot or memory holds up all behind it, so
-a request waits for the running ones and never for a later one. Knows nothing of models or logits.
+Within a tenant requests come in order of arrival. Loads do not hold up others. Of the loaded ones the first whose turn it is and who
+finds no place, slot or memory holds up all the others, so it waits for running requests and never for one that came later and
+has no better claim. A prompt does not compute what another is computing in the same step: it takes that over from the prefix
+cache one step later. Knows nothing of models or logits.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from server.engine.adapter_pool import AdapterPool
+from server.engine.fairness import Turns
 from server.engine.host_cache import HostAdapter
 from server.engine.kv_cache import KvCache
 from server.engine.options import EngineOptions
+from server.engine.prefix_cache import PrefixCache
 from server.engine.sequence import Live, Status
 
 
@@ -37,6 +41,8 @@ class Scheduler:
         self._options = options
         self._adapters = adapters
         self.cache = cache
+        self.prefixes = PrefixCache(options.prefix_tokens, options.block_tokens)
+        self.turns = Turns()
 
     def __len__(self) -> int:
         return len(self.waiting) + len(self.running)
@@ -46,21 +52,57 @@ class Scheduler:
         yield from self.running
 
     def add(self, sequence: Live) -> None:
+        self.turns.arrive(_tenant(sequence), (_tenant(other) for other in self))
         self.waiting.append(sequence)
 
     def plan(self) -> list[Work]:
         """Let sequences join, then share out the step: single tokens first, the same adapters side by side."""
         self._join()
         budget = self._options.step_tokens
-        works = []
+        works: list[Work] = []
+        computing: set[bytes] = set()
         for sequence in self.running:
-            left = len(sequence.tokens) - sequence.computed
-            size = min(left, max(budget, 1 if left == 1 else 0))
+            self._reuse(sequence)
+            size = self._size(sequence, budget, computing)
             budget -= size
             if size > 0:
                 works.append(Work(sequence=sequence, start=sequence.computed, end=sequence.computed + size))
                 sequence.written = max(sequence.written, sequence.computed + size)
         return sorted(works, key=lambda work: (work.end - work.start > 1, work.sequence.outfit.order))
+
+    def publish(self, sequence: Live, end: int) -> None:
+        """Let others use the whole blocks that a sequence has computed before `end`."""
+        if sequence.held is not None and (keys := sequence.keys(end)):
+            first = sequence.shared
+            if len(keys) > first:
+                self.prefixes.write(keys, sequence.held, first, _tenant(sequence))
+                sequence.shared = len(keys)
+
+    def _reuse(self, sequence: Live) -> None:
+        """Take over what others have computed of its next blocks. The last token is always computed, for its logits."""
+        if sequence.computed % self.prefixes.block or sequence.computed + self.prefixes.block > sequence.wanted:
+            return
+        assert sequence.held is not None
+        keys = sequence.keys(sequence.wanted)
+        blocks = self.prefixes.read(keys, sequence.held, sequence.computed // self.prefixes.block)
+        sequence.computed += blocks * self.prefixes.block
+        sequence.shared = max(sequence.shared, sequence.computed // self.prefixes.block)
+        sequence.written = max(sequence.written, sequence.computed)
+
+    def _size(self, sequence: Live, budget: int, computing: set[bytes]) -> int:
+        """Tokens for this step. A part of a prompt ends with a block, so that the next may be found in the prefix cache."""
+        left = len(sequence.tokens) - sequence.computed
+        if left == 1:
+            return 1
+        size = min(left, max(budget, 0))
+        if size < left and size > self.prefixes.block:
+            size -= (sequence.computed + size) % self.prefixes.block
+        first = sequence.computed // self.prefixes.block
+        keys = sequence.keys(min(sequence.computed + size, sequence.wanted))[first:]
+        if keys and not sequence.computed % self.prefixes.block and keys[0] in computing:
+            return 0
+        computing.update(keys)
+        return size
 
     def remove(self, sequence: Live) -> None:
         """Take back all that a sequence holds."""
@@ -70,16 +112,22 @@ class Scheduler:
             return
         self.running.remove(sequence)
         assert sequence.held is not None
+        if sequence.complete:
+            self.publish(sequence, sequence.computed)
         self.cache.release(sequence.held, sequence.written)
         self._adapters.release(sequence.outfit)
 
     def _join(self) -> None:
-        for sequence in [sequence for sequence in self.waiting if sequence.loaded]:
-            if len(self.running) >= self._options.max_batch or not self._equip(sequence):
-                return
+        while (sequence := self.next) and len(self.running) < self._options.max_batch and self._equip(sequence):
             self.waiting.remove(sequence)
             self.running.append(sequence)
             sequence.move(Status.RUNNING)
+            self.turns.charge(_tenant(sequence), sequence.cost)
+
+    @property
+    def next(self) -> Live | None:
+        """Whose turn it is to join."""
+        return self.turns.first((sequence for sequence in self.waiting if sequence.loaded), _tenant)
 
     def _equip(self, sequence: Live) -> bool:
         held = self.cache.take(sequence.reserve)
@@ -95,6 +143,10 @@ class Scheduler:
             return False
         sequence.held, sequence.outfit = held, outfit
         return True
+
+
+def _tenant(sequence: Live) -> str:
+    return sequence.request.tenant
 
 
 def _arrived(load: Future[HostAdapter] | None) -> HostAdapter | None:

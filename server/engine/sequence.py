@@ -9,6 +9,8 @@ devices or threads, but that `cancelled` may be set from any thread.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from enum import StrEnum
@@ -22,8 +24,9 @@ from server.engine.adapter_pool import Outfit
 from server.engine.detokeniser import Detokeniser
 from server.engine.host_cache import HostAdapter
 from server.engine.kv_cache import KvRow
-from server.engine.request import Delta, EngineRequest, FinishReason, Score
-from server.engine.sampling import Draw
+from server.engine.prefix_keys import KeyChain
+from server.engine.request import Delta, EngineRequest, FinishReason, Score, TokenLogprob
+from server.engine.sampling import Draw, token_logprob
 from server.errors import Unavailable
 
 Event = Delta | list[Score] | Exception
@@ -56,14 +59,28 @@ class Live:
         self.computed = 0
         self.written = 0
         """Positions whose keys and values were stored at some time."""
+        self.shared = 0
+        """Blocks from the start that others can use, as far as this sequence has seen to it."""
         self.module: Future[HostAdapter] | None = None
         self.extractor: Future[HostAdapter] | None = None
         self.outfit = Outfit()
         self.held: KvRow | None = None
+        self.chain: KeyChain | None = None
+        """Names this sequence's blocks in the prefix cache; None keeps it out of there."""
+        self.expires = math.inf if request.timeout is None else time.monotonic() + request.timeout
 
     @property
     def wanted(self) -> int:
         raise NotImplementedError
+
+    @property
+    def cost(self) -> int:
+        """Tokens that its tenant is charged for when it joins."""
+        return len(self.tokens)
+
+    def keys(self, end: int) -> list[bytes]:
+        """Of the whole blocks before position `end`, which may be shared."""
+        return [] if self.chain is None else self.chain.keys(self.tokens, end)
 
     @property
     def loads(self) -> list[Future[HostAdapter]]:
@@ -99,6 +116,7 @@ class Generation(Live):
         self._eos = eos
         self._text = Detokeniser(tokenizer, request.sampling.stop)
         self._unsent: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
 
     @property
     def wanted(self) -> int:
@@ -108,13 +126,16 @@ class Generation(Live):
     def generated(self) -> int:
         return len(self.tokens) - len(self.request.prompt)
 
-    def accept(self, token: int) -> None:
-        """Append a sampled token and tell the text that it makes certain. The token that ends a turn is counted, not told."""
+    def accept(self, token: int, logits_V: Tensor) -> None:
+        """Append a token sampled from `logits_V` and tell the text that it makes certain. The token that ends a turn is counted, not
+        told."""
         self.tokens.append(token)
         if token in self._eos:
             self._end(self._text.finish(), FinishReason.STOP)
             return
         self._unsent.append(token)
+        if (alternatives := self.request.sampling.logprobs) is not None:
+            self._logprobs.append(token_logprob(logits_V, token, alternatives))
         text = self._text.push(token)
         if self._text.stopped:
             self._end(text, FinishReason.STOP)
@@ -133,8 +154,9 @@ class Generation(Live):
 
     def _tell(self, text: str, reason: FinishReason | None) -> None:
         ids, self._unsent = tuple(self._unsent), []
-        prompt = len(self.request.prompt)
-        self.emit(Delta(text=text, token_ids=ids, finish_reason=reason, prompt_tokens=prompt, completion_tokens=self.generated))
+        logprobs, self._logprobs = tuple(self._logprobs), []
+        counts = {"prompt_tokens": len(self.request.prompt), "completion_tokens": self.generated}
+        self.emit(Delta(text=text, token_ids=ids, logprobs=logprobs, finish_reason=reason, **counts))
 
 
 class Scoring(Live):
@@ -151,6 +173,14 @@ class Scoring(Live):
     @property
     def wanted(self) -> int:
         return len(self.request.prompt) - 1
+
+    @property
+    def cost(self) -> int:
+        return len(self.request.prompt) + sum(len(ids) for _, ids in self._continuations)
+
+    def keys(self, end: int) -> list[bytes]:
+        """Of the prompt alone: what stands behind it changes."""
+        return super().keys(min(end, self.wanted))
 
     def accept(self, logits_NV: Tensor) -> None:
         """Logits of the next `N` positions from `wanted` on."""

@@ -26,12 +26,14 @@ OPERATIONS = {
     "delete_document": "DELETE /documents/{document_id}",
     "ask": "POST /ask",
     "search": "POST /search",
+    "list_module_residency": "GET /modules/residency",
     "get_job": "GET /jobs/{job_id}",
     "create_api_key": "POST /api-keys",
     "list_api_keys": "GET /api-keys",
     "revoke_api_key": "DELETE /api-keys/{key_id}",
     "live": "GET /health/live",
     "ready": "GET /health/ready",
+    "metrics": "GET /metrics",
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from server.engine.request import ArtefactRef, Delta, EngineRequest, FinishReason, Score
+from server.engine.request import ArtefactRef, Delta, EngineRequest, FinishReason, Score, Tier
 from server.errors import KmserveError
 from server.retrieval.types import Hit, Point
 
@@ -29,6 +29,7 @@ class FakeEngine:
     requests: list[EngineRequest] = field(default_factory=list)
     scored: list[tuple[EngineRequest, tuple[str, ...]]] = field(default_factory=list)
     prefetched: list[ArtefactRef] = field(default_factory=list)
+    held: dict[Path, Tier] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
     evicted: list[tuple[Path, KmserveError]] = field(default_factory=list)
     closed: int = 0
@@ -71,6 +72,9 @@ class FakeEngine:
 
     def stats(self) -> dict[str, float]:
         return {"steps": float(len(self.requests))}
+
+    def residency(self) -> dict[Path, Tier]:
+        return self.held
 
     async def drain(self) -> None:
         self.drained = True

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from server.db import jobs
 from server.db.clock import db_now
-from server.db.tables import Document, DocumentStatus, Job, JobKind, Revision, Tenant
+from server.db.tables import Document, DocumentStatus, Extractor, Job, JobKind, Revision, Tenant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,3 +65,10 @@ def skip_wait(session: Session, job_id: str) -> None:
 def expire_lease(session: Session, job_id: str) -> None:
     """As if the worker had not been heard of for a while."""
     session.execute(update(Job).where(Job.id == job_id).values(lease_until=db_now() - 1))
+
+
+def extractor(session: Session, owner: str, lora: str, *, active: bool = True) -> None:
+    """An extractor that has no files."""
+    named = {"id": f"ext_{lora[:4]}{owner}", "owner": owner, "lora_digest": lora, "composition_digest": f"c{lora[1:]}"}
+    proof = {"manifest_sha256": "e" * 64, "base_fingerprint": "f" * 64, "scope": "answer"}
+    session.execute(insert(Extractor).values(**named, **proof, active=active, created_at=db_now()))

@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import select
 
 from server.db import jobs
-from server.db.clock import db_now
-from server.db.tables import Extractor, JobKind, Module
+from server.db.tables import JobKind, Module
 from server.errors import ArtefactRefused, ExtractorUnavailable, ModuleCorrupt, ModuleMissing, ModuleUnsupported, ModuleWrongBase
+from tests.support import rows
 from tests.support.api import ACME, OPEN_BOOK, Api
 from tests.support.asking import QUESTION, ask, ready, refused
 from tests.support.rows import add_revision
@@ -116,15 +116,7 @@ async def test_a_module_that_vanishes_with_its_document_is_not_found(api: Api) -
 
 
 async def extractor(api: Api, owner: str, lora: str, *, active: bool = True) -> None:
-    row = {
-        "id": f"ext_{lora[:4]}{owner}",
-        "owner": owner,
-        "lora_digest": lora,
-        "composition_digest": "c" + lora[1:],
-        "manifest_sha256": "e" * 64,
-    }
-    values = {**row, "base_fingerprint": "f" * 64, "scope": "answer", "active": active}
-    await api.sql(lambda session: session.execute(insert(Extractor).values(**values, created_at=db_now())))
+    await api.sql(lambda session: rows.extractor(session, owner, lora, active=active))
 
 
 async def test_the_active_extractor_is_worn_with_passages_and_modules(api: Api) -> None:

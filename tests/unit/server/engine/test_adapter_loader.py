@@ -9,7 +9,7 @@ import torch
 from server.engine.adapter_loader import loader
 from server.engine.base_model import adapted_layers
 from server.engine.request import ArtefactRef, Scope
-from server.errors import ModuleCorrupt, ModuleWrongBase
+from server.errors import ModuleCorrupt, ModuleUnreadable, ModuleWrongBase
 from server.modules.artefact import Artefact, write_artefact
 from tests.support.tiny_models import tiny_artefact, tiny_base
 
@@ -54,3 +54,36 @@ def test_a_module_of_another_base_is_refused(tmp_path: Path) -> None:
     foreign = replace(artefact, manifest=replace(artefact.manifest, base_fingerprint="1" * 64))
     with pytest.raises(ModuleWrongBase):
         loader(BASE, LAYERS, 8)(written(tmp_path / "module", foreign))
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_what_crosses_to_a_gpu_is_page_locked_and_contiguous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: bool) -> None:
+    """Where the system locks no pages, as without a GPU, tensors are served as they are."""
+    pinned: list[bool] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        if not locked:
+            raise RuntimeError("cannot lock pages")
+        pinned.append(tensor.is_contiguous())
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    artefact = tiny_artefact(BASE, 1)
+    on_gpu = replace(BASE, device=torch.device("cuda"))
+    adapter = loader(on_gpu, LAYERS, 8)(written(tmp_path / "module", artefact))
+    assert pinned == [True] * (2 * len(LAYERS) if locked else 0)
+    for pair, name in zip(adapter.tensors, LAYERS, strict=True):
+        assert pair is not None
+        assert all(tensor.is_contiguous() for tensor in pair)
+        assert torch.equal(pair[0], artefact.a[name].double())
+
+
+def test_a_disk_that_fails_is_no_damage(tmp_path: Path) -> None:
+    def fail(*_: object) -> Artefact:
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    ref = written(tmp_path / "module", tiny_artefact(BASE, 1))
+    with pytest.raises(ModuleUnreadable) as caught:
+        loader(BASE, LAYERS, 8, fail)(ref)
+    assert (caught.value.reason, caught.value.extra) == ("Permission denied", {"digest": ref.digest})
+    assert str(tmp_path) not in caught.value.detail
