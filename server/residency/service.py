@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from server.engine.request import Tier
 from server.parts import Parts
@@ -29,5 +30,5 @@ def _tier(parts: Parts, tenant_id: str, row: OwnedModule, held: Mapping[Path, Ti
     return held.get(directory) or (Tier.DISK if directory.is_dir() else None)
 
 
-def _members(row: OwnedModule) -> dict[str, object]:
+def _members(row: OwnedModule) -> dict[str, Any]:
     return {name: value for name, value in vars(row).items() if name != "id"}

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.engine.batch_engine import BatchEngine
+from server.engine.options import EngineOptions
 from server.metrics.engine import COUNTS, LOAD_SECONDS, Counts
 from server.metrics.http import HttpMetrics, MeasuredRequests
 from server.metrics.service import Meter
@@ -147,9 +149,6 @@ async def test_the_disk_is_measured_once_in_a_while(api: Api, meter: Meter) -> N
 
 
 def test_an_engine_at_work_fills_every_family() -> None:
-    from server.engine.batch_engine import BatchEngine
-    from server.engine.options import EngineOptions
-
     base, shelf = tiny_base(), Shelf()
     artefact = tiny_artefact(base, 1)
     engine = BatchEngine(base, EngineOptions(slots=1, host_bytes=artefact.nbytes), shelf.read)
