@@ -10,7 +10,15 @@ from sqlalchemy import select
 
 from server.db import jobs
 from server.db.tables import JobKind, Module
-from server.errors import ArtefactRefused, ExtractorUnavailable, ModuleCorrupt, ModuleMissing, ModuleUnsupported, ModuleWrongBase
+from server.errors import (
+    ArtefactRefused,
+    ExtractorUnavailable,
+    ModuleCorrupt,
+    ModuleMissing,
+    ModuleUnreadable,
+    ModuleUnsupported,
+    ModuleWrongBase,
+)
 from tests.support import rows
 from tests.support.api import ACME, OPEN_BOOK, Api
 from tests.support.asking import QUESTION, ask, ready, refused
@@ -58,7 +66,7 @@ async def test_a_module_of_another_base_model_is_refused_and_kept(api: Api) -> N
     assert (await module_row(api, digest)).state == "published"
 
 
-@pytest.mark.parametrize("kind", [ModuleWrongBase, ModuleUnsupported, ModuleMissing])
+@pytest.mark.parametrize("kind", [ModuleWrongBase, ModuleUnsupported, ModuleMissing, ModuleUnreadable])
 async def test_what_says_nothing_of_damage_refuses_the_module_and_keeps_it(api: Api, kind: type[ArtefactRefused]) -> None:
     document, _, digest = await ready(api)
     files = api.parts.modules.path(ACME, document, digest)
@@ -72,7 +80,7 @@ async def test_what_says_nothing_of_damage_refuses_the_module_and_keeps_it(api: 
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("kind", [ModuleCorrupt, ModuleWrongBase, ModuleUnsupported, ModuleMissing])
+@pytest.mark.parametrize("kind", [ModuleCorrupt, ModuleWrongBase, ModuleUnsupported, ModuleMissing, ModuleUnreadable])
 @pytest.mark.parametrize("mode", ["closed_book", "open_book", "auto"])
 async def test_fallback_answers_when_loading_shows_that_the_module_cannot(
     api: Api, mode: str, kind: type[ArtefactRefused], streamed: bool

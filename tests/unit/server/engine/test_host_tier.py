@@ -244,7 +244,7 @@ def test_a_load_that_fails_reaches_those_who_asked_and_is_tried_again(
         assert "/" not in ear.error.detail
     assert served.tokens == spoken(oracle, prompt, 8, shelf.artefacts["good"])
     assert bare.tokens == spoken(oracle, prompt, 8)
-    assert engine.stats()["host_absent"] == (code == "module_missing")
+    assert (engine.stats()["host_absent"] > 0) == (code == "module_missing"), "the second may have come too late to share the first load"
     shelf.errors.clear()
     assert answer(engine, tiny_request("again", prompt, bad)).tokens == spoken(oracle, prompt, 8, shelf.artefacts["bad"])
 
