@@ -99,10 +99,10 @@ class ModuleStore:
 
 
 def _size(file: Path) -> int:
-    """0 for one that has just been deleted."""
+    """0 for one that has just been deleted, or that the disk does not show."""
     try:
         return file.lstat().st_size
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 

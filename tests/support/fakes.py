@@ -32,6 +32,7 @@ class FakeEngine:
     held: dict[Path, Tier] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
     evicted: list[tuple[Path, KmserveError]] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
     closed: int = 0
     drained: bool = False
 
@@ -69,6 +70,9 @@ class FakeEngine:
 
     def evict(self, directory: Path, error: KmserveError) -> None:
         self.evicted.append((directory, error))
+
+    def forget(self, tenant: str) -> None:
+        self.forgotten.append(tenant)
 
     def stats(self) -> dict[str, float]:
         return {"steps": float(len(self.requests))}

@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from server.engine.base_model import BaseModel
+from server.engine.embedded import EmbeddedEngine
 from server.engine.host_cache import AdapterKey, HostAdapter, HostCache
+from server.engine.options import EngineOptions
 from server.engine.request import ArtefactRef, Scope, Tier
 from server.errors import DocumentNotFound, EngineStopped, KmserveError, ModuleCorrupt, ModuleMissing
 from server.modules.artefact import Artefact
@@ -274,6 +276,31 @@ def test_residency_names_the_fastest_tier(base: BaseModel, make: Make, shelf: Fa
     for directory in held:
         engine.evict(directory, DocumentNotFound("deleted"))
     assert engine.residency() == {}
+
+
+async def test_residency_and_counts_are_read_by_other_threads_while_the_engine_works(base: BaseModel, shelf: FailingShelf) -> None:
+    refs = [shelf.put(f"module-{number}", tiny_artefact(base, number)) for number in range(4)]
+    engine = EmbeddedEngine(base, options=EngineOptions(slots=2), read=shelf.read)
+    engine.start()
+    stopped = Event()
+    seen: set[Tier] = set()
+
+    def look() -> None:
+        while not stopped.is_set():
+            seen.update(engine.residency().values())
+            engine.stats()
+
+    with ThreadPoolExecutor(1) as onlookers:
+        onlooker = onlookers.submit(look)
+        for number in range(40):
+            engine.prefetch(refs[number % 4])
+            async for _ in engine.submit(tiny_request(str(number), tiny_prompt(1), refs[number % 4], max_tokens=1)):
+                pass
+        stopped.set()
+        onlooker.result(5)
+    assert seen == {Tier.DEVICE, Tier.HOST}
+    assert engine.stats()["host_hits"] + engine.stats()["host_misses"] == 40
+    await engine.drain()
 
 
 def test_the_device_tier_is_counted(base: BaseModel, make: Make, shelf: FailingShelf, monkeypatch: pytest.MonkeyPatch) -> None:

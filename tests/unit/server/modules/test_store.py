@@ -187,3 +187,24 @@ def test_only_the_owner_may_read(store: ModuleStore, tmp_path: Path) -> None:
     put(store)
     modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "modules").rglob("*") if path.is_dir()}
     assert modes == {0o700}
+
+
+def test_its_size_is_of_what_is_published_and_not_of_what_is_in_quarantine(store: ModuleStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store.size() == 0
+    put(store, "one")
+    put(store, "three", tenant="t2")
+    extractor = store.extractor_path("system", DIGEST)
+    extractor.mkdir(parents=True)
+    (extractor / "file").write_text("seven!!")
+    assert store.size() == 3 + 5 + 7
+    store.quarantine("t2", "doc_1", DIGEST, "damaged")
+    assert store.size() == 3 + 7
+    looked_at = Path.lstat
+
+    def vanished(path: Path) -> object:
+        if path.parent == extractor:
+            raise FileNotFoundError
+        return looked_at(path)
+
+    monkeypatch.setattr(Path, "lstat", vanished)
+    assert store.size() == 3

@@ -75,7 +75,8 @@ async def test_pages_follow_one_another(api: Api) -> None:
 
 async def test_deleted_documents_are_not_shown_and_damaged_modules_are_on_no_tier(api: Api) -> None:
     deleted, damaged = await trained(api, "One."), await trained(api, "Two.")
-    await api.client.delete(f"/documents/{deleted[0]}")
+    assert (await api.client.delete(f"/documents/{deleted[0]}")).status_code == 200
+    assert api.engine.forgotten == [ACME]
 
     def quarantine(session: Any) -> None:
         found = modules.active(session, ACME, damaged[0])
