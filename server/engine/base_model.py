@@ -90,6 +90,12 @@ def adapted_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     return dict(sorted(linear.items()))
 
 
+def output_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """The output head by name; nothing for a model whose head is not a linear layer."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is head}
+
+
 def context_limit(config: PretrainedConfig) -> int:
     """The longest sequence served. RoPE kinds that change with the length stay below their original context, where they are constant."""
     text = config.get_text_config()

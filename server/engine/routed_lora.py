@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from server.engine.adapter_bank import AdapterBank
 from server.engine.request import Scope
+from server.engine.thin import forward_of
 
 SMALL = 8
 """Longest run of rows of one slot that joins a batched product; longer ones fill the machine on their own."""
@@ -119,7 +120,7 @@ class RoutedLinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         self._layer = layer
         self._router = router
-        self._own = linear.forward
+        self._own = forward_of(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self._own(x)
@@ -131,19 +132,19 @@ class RoutedLinear(nn.Linear):
 def install(model: nn.Module, layers: Mapping[str, nn.Linear], router: Router) -> None:
     """Put a `RoutedLinear` in the place of each named layer; its number is its place in `layers`."""
     for number, (name, linear) in enumerate(layers.items()):
-        _replace(model, name, RoutedLinear(linear, number, router))
+        replace(model, name, RoutedLinear(linear, number, router))
 
 
 def uninstall(model: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
     for name, linear in layers.items():
-        _replace(model, name, linear)
+        replace(model, name, linear)
 
 
 def installed(model: nn.Module) -> bool:
     return any(isinstance(module, RoutedLinear) for module in model.modules())
 
 
-def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, layer)
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from server.engine import attention, model_check, routed_lora
 from server.engine.adapter_bank import AdapterBank
 from server.engine.attention import PackedStep, Span
-from server.engine.base_model import BaseModel, adapted_layers
+from server.engine.base_model import BaseModel, adapted_layers, output_layers
 from server.engine.options import EngineOptions
 from server.engine.request import Scope
 from server.engine.routed_lora import Route, Router, Run, Worn
 from server.engine.scheduler import Work
+from server.engine.thin import ThinLinear
 
 EXTRACTOR_SLOTS = 3
 """The worn one, the active one and the next."""
@@ -31,6 +32,7 @@ class Runner:
             raise ValueError("another engine runs on this model")
         self.base = base
         self.layers = adapted_layers(base.model)
+        self._heads = output_layers(base.model)
         self.modules = self._bank(options.slots, options.max_rank)
         self.extractors = self._bank(EXTRACTOR_SLOTS, options.max_rank)
         self._router = Router()
@@ -40,6 +42,8 @@ class Runner:
         attention.register()
         base.model.set_attn_implementation(attention.PACKED)
         routed_lora.install(base.model, self.layers, self._router)
+        for name, layer in self._heads.items():
+            routed_lora.replace(base.model, name, ThinLinear(layer))
         try:
             model_check.check(base, self.forward, own)
         except BaseException:
@@ -48,7 +52,7 @@ class Runner:
 
     def close(self) -> None:
         """The model as it was before."""
-        routed_lora.uninstall(self.base.model, self.layers)
+        routed_lora.uninstall(self.base.model, {**self.layers, **self._heads})
         self.base.model.set_attn_implementation(self._own_attention)
 
     def run(self, works: Sequence[Work]) -> Tensor:

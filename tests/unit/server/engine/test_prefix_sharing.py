@@ -27,8 +27,8 @@ def test_no_answer_is_wrong_and_nothing_leaks() -> None:
     taken = walk(seed=1)
     assert taken.counts["answers"] > 50
     assert taken.counts["second turns"] > 5
-    assert taken.engine.stats()["prefix_hit_tokens"] > 500
-    assert taken.engine.stats()["prefix_evicted_tokens"] > 500
+    assert taken.engine.stats()["prefix_hit_tokens"] > 300
+    assert taken.engine.stats()["prefix_evicted_tokens"] > 300
 
 
 def without_adapters(request: EngineRequest) -> Wears:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from server.engine.adapter_bank import AdapterBank, Product
 from server.engine.base_model import adapted_layers
 from server.engine.routed_lora import Route, RoutedLinear, Router, Run, Worn, install, installed, uninstall
+from server.engine.thin import forward_of
 from tests.support.tiny_models import tiny_base
 
 IN, OUT, SLOTS = 5, 7, 12
@@ -72,7 +73,7 @@ def test_each_row_gets_its_own_adapter_and_bare_rows_nothing(runs: list[Run]) ->
 def test_a_step_without_adapters_computes_the_layer_alone() -> None:
     linear = nn.Linear(IN, OUT)
     x = torch.randn(1, 3, IN)
-    assert torch.equal(RoutedLinear(linear, 0, Router())(x), linear(x))
+    assert torch.equal(RoutedLinear(linear, 0, Router())(x), forward_of(linear)(x))
 
 
 def test_an_installed_model_looks_the_same_and_uninstalling_restores_it() -> None:
