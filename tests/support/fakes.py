@@ -51,8 +51,13 @@ class FakeEngine:
                 last = number == len(self.pieces) - 1
                 if last and self.late_error is not None:
                     raise self.late_error
-                counts = {"prompt_tokens": len(request.prompt), "completion_tokens": number + 1}
-                yield Delta(text=piece, token_ids=(number,), finish_reason=self.finish if last else None, **counts)
+                yield Delta(
+                    text=piece,
+                    token_ids=(number,),
+                    finish_reason=self.finish if last else None,
+                    prompt_tokens=len(request.prompt),
+                    completion_tokens=number + 1,
+                )
         finally:
             self.closed += 1
 
