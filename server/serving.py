@@ -100,6 +100,9 @@ def engine_options(settings: Settings, cores: CoreShare) -> EngineOptions:
         max_rank=settings.max_rank,
         max_batch=settings.max_batch_size,
         max_queue=settings.max_queue,
+        kv_tokens=settings.kv_cache_tokens,
+        prefix_tokens=settings.prefix_cache_tokens,
+        step_tokens=settings.step_tokens,
         cores=cores,
     )
 

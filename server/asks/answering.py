@@ -126,6 +126,7 @@ class Running:
             module=self.plan.worn.module,
             extractor=self.plan.worn.extractor,
             sampling=Sampling(max_tokens=max(1, ask.max_tokens), temperature=ask.temperature, seed=ask.seed),
+            timeout=self._parts.settings.answer_seconds,
         )
 
     async def _next(self) -> Delta:

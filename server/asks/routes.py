@@ -15,6 +15,7 @@ from server.asks.answering import Running
 from server.asks.schemas import Answer, Ask, Search, SearchResult, Started, TextDelta
 from server.errors import (
     ContextLimit,
+    DeadlineExceeded,
     DocumentNotFound,
     EngineStopped,
     ExtractorUnavailable,
@@ -65,6 +66,7 @@ _ASK_ERRORS: Final = (
     InvalidHistory,
     ContextLimit,
     TooManyRequests,
+    DeadlineExceeded,
     EngineStopped,
     IndexUnavailable,
     Starting,

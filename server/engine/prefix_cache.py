@@ -129,5 +129,8 @@ class PrefixCache:
         """A layer's keys and values of a row, as `[heads, blocks, block, dim]` from block `first` on, to read and to write."""
         key, value = held.pool.layer(layer, *like)
         span = slice(first * self.block, (first + blocks) * self.block)
-        keys, values = (tensor[held.row, :, span].unflatten(1, (blocks, self.block)) for tensor in (key, value))
-        return keys, values
+        keys, values = (tensor[held.row, :, span] for tensor in (key, value))
+        return self._blocked(keys, blocks), self._blocked(values, blocks)
+
+    def _blocked(self, tokens: Tensor, blocks: int) -> Tensor:
+        return tokens.view(tokens.shape[0], blocks, self.block, tokens.shape[2])

@@ -90,18 +90,18 @@ class Scheduler:
         sequence.written = max(sequence.written, sequence.computed)
 
     def _size(self, sequence: Live, budget: int, computing: set[bytes]) -> int:
-        """Tokens for this step. A part of a prompt ends with a block, so that the next may be found in the prefix cache."""
-        left = len(sequence.tokens) - sequence.computed
-        if left == 1:
-            return 1
-        size = min(left, max(budget, 0))
-        if size < left and size > self.prefixes.block:
-            size -= (sequence.computed + size) % self.prefixes.block
-        first = sequence.computed // self.prefixes.block
-        keys = sequence.keys(min(sequence.computed + size, sequence.wanted))[first:]
-        if keys and not sequence.computed % self.prefixes.block and keys[0] in computing:
+        """Tokens for this step. A part of a prompt ends with a block, so that what follows may be found in the prefix cache; only a
+        prompt that would get nothing in a whole step takes less."""
+        left, block = len(sequence.tokens) - sequence.computed, self.prefixes.block
+        if left == 1 or sequence.chain is None:
+            return min(left, max(budget, 1 if left == 1 else 0))
+        first = sequence.computed // block
+        if not sequence.computed % block and computing.intersection(sequence.keys(min(sequence.computed + block, sequence.wanted))[first:]):
             return 0
-        computing.update(keys)
+        size = max(0, min(left, budget))
+        if size < left and (size >= block or budget < self._options.step_tokens - len(self.running)):
+            size = max(0, size - (sequence.computed + size) % block)
+        computing.update(sequence.keys(min(sequence.computed + size, sequence.wanted))[first:])
         return size
 
     def remove(self, sequence: Live) -> None:

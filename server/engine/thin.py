@@ -56,7 +56,7 @@ class _Thin:
         y = self._turned(rows.contiguous())
         if self._bias is not None:
             y += self._bias
-        return y.unflatten(0, x.shape[:-1])
+        return y.view(*x.shape[:-1], self._out)
 
     def _turned(self, rows: Tensor) -> Tensor:
         if len(rows) == 1 and self._parts is not None:

@@ -280,12 +280,16 @@ def test_every_engine_setting_takes_effect(tmp_path: Path) -> None:
         max_rank=7,
         max_batch_size=9,
         max_queue=11,
+        kv_cache_tokens=640,
+        prefix_cache_tokens=32,
+        step_tokens=13,
         engine_threads=2,
         passage_tokens=99,
     )
     cores = serving.core_share(settings)
     options = serving.engine_options(settings, cores)
     assert (options.slots, options.host_bytes, options.max_rank, options.max_batch, options.max_queue) == (3, 5, 7, 9, 11)
+    assert (options.kv_tokens, options.prefix_tokens, options.step_tokens) == (640, 32, 13)
     assert (options.cores, cores.threads()) == (cores, 2)
     cores.close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from server.engine.batch_engine import BatchEngine
 from server.engine.options import EngineOptions
 from server.engine.prompt import Prompt
 from server.engine.request import EngineRequest, FinishReason, Scope, Score
-from server.errors import ContextLimit, InvalidInput, TooManyRequests
+from server.errors import ContextLimit, DeadlineExceeded, InvalidInput, TooManyRequests
 from tests.support.engines import Ear, Make, answer, finish, spoken, start
 from tests.support.oracle import Oracle
 from tests.support.tiny_models import CONTEXT, EOS, VOCABULARY, Shelf, tiny_artefact, tiny_base, tiny_prompt, tiny_request
@@ -121,7 +123,9 @@ def test_a_prompt_the_model_cannot_read_is_refused(make: Make, prompt: Prompt) -
         make().generation(tiny_request("a", prompt), Ear())
 
 
-@pytest.mark.parametrize("sampling", [{"max_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}])
+@pytest.mark.parametrize(
+    "sampling", [{"max_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_k": -1}, {"logprobs": 21}]
+)
 def test_sampling_that_means_nothing_is_refused(make: Make, sampling: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
         make().generation(tiny_request("a", tiny_prompt(1), **sampling), Ear())
@@ -195,3 +199,49 @@ def test_one_model_serves_one_engine(base: BaseModel, make: Make) -> None:
 
 def test_the_tokenizers_end_is_the_models_end() -> None:
     assert tiny_base().tokenizer.eos_token_id == EOS
+
+
+def test_a_late_request_ends_with_its_own_error_and_frees_its_place(make: Make, oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, now = make(max_batch=1), [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    late = start(engine, replace(tiny_request("late", tiny_prompt(1), max_tokens=50), timeout=5.0))
+    waiting = start(engine, replace(tiny_request("waiting", tiny_prompt(2), max_tokens=50), timeout=4.0))
+    patient = start(engine, tiny_request("patient", tiny_prompt(3), max_tokens=4))
+    engine.step()
+    now[0] = 104.5
+    engine.step()
+    assert isinstance(waiting.error, DeadlineExceeded)
+    assert late.tokens
+    now[0] = 105.5
+    finish(engine)
+    assert "within 5 seconds" in str(late.error)
+    assert patient.tokens == spoken(oracle, tiny_prompt(3), 4)
+
+
+def test_log_probabilities_are_the_models_own(make: Make, oracle: Oracle) -> None:
+    prompt = tiny_prompt(1)
+    ear = answer(make(), tiny_request("a", prompt, max_tokens=5, logprobs=2, temperature=1.5, seed=3))
+    told = [logprob for delta in ear.deltas for logprob in delta.logprobs]
+    assert tuple(logprob.token_id for logprob in told) == ear.tokens
+    expected = torch.log_softmax(oracle.follow(prompt, ear.tokens), dim=-1)
+    for row, logprob in zip(expected, told, strict=True):
+        values, ids = row.topk(2)
+        assert logprob.logprob == pytest.approx(float(row[logprob.token_id]), abs=1e-9)
+        assert [token for token, _ in logprob.top] == ids.tolist()
+        assert [value for _, value in logprob.top] == pytest.approx(values.tolist(), abs=1e-9)
+
+
+def test_without_asking_there_are_no_log_probabilities(make: Make) -> None:
+    ear = answer(make(), tiny_request("a", tiny_prompt(1), max_tokens=3))
+    assert not any(delta.logprobs for delta in ear.deltas)
+
+
+def test_a_tenant_with_many_requests_does_not_hold_up_another(make: Make) -> None:
+    engine = make(max_batch=2)
+    many = [start(engine, tiny_request(f"many-{n}", tiny_prompt(n), max_tokens=4)) for n in range(10)]
+    engine.step()
+    one = start(engine, replace(tiny_request("one", tiny_prompt(20), max_tokens=4), tenant="other"))
+    while not one.events:
+        engine.step()
+    assert sum(bool(ear.events) for ear in many) <= 4
+    finish(engine)

@@ -54,12 +54,12 @@ def test_what_two_waiting_tenants_were_served_differs_by_the_stated_bound(seed: 
     running: list[tuple[str, int]] = []
     for _ in range(5000):
         while len(running) < places:
-            tenant = turns.first(["greedy"] * 100 + ["modest"], str)
-            assert tenant is not None
+            chosen = turns.first(["greedy"] * 100 + ["modest"], str)
+            assert chosen is not None
             prompt = source.randrange(1, longest)
-            turns.charge(tenant, prompt)
-            served[tenant] += prompt
-            running.append((tenant, source.randrange(1, longest)))
+            turns.charge(chosen, prompt)
+            served[chosen] += prompt
+            running.append((chosen, source.randrange(1, longest)))
         for tenant, _ in running:
             turns.charge(tenant, 1)
             served[tenant] += 1

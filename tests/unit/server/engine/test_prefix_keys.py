@@ -81,6 +81,5 @@ def test_a_bare_prefix_is_shared_and_nothing_behind_the_first_adapted_token() ->
 
 def test_new_weights_make_another_module_too() -> None:
     """An extractor's composition weighs the module where the extractor itself does not act."""
-    scopes = {"module": ref("km", Scope.ALL)}
-    one, other = (replace(BASE, **scopes, extractor=ref("ke", Scope.ANSWER, weights)) for weights in ("a", "b"))
+    one, other = (replace(MODULE, extractor=ref("ke", Scope.ANSWER, weights)) for weights in ("a", "b"))
     assert keys(one)[0] != keys(other)[0]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -10,8 +12,8 @@ from server.engine.sampling import NUCLEUS_GUESS, Draw, sample
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0])
 
 
-def draws(count: int, logits: torch.Tensor = LOGITS, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0) -> list[int]:
-    draw = Draw(Sampling(temperature=temperature, top_p=top_p, seed=seed))
+def draws(count: int, logits: torch.Tensor = LOGITS, **sampling: Any) -> list[int]:
+    draw = Draw(replace(Sampling(temperature=1.0), **sampling))
     return [draw.pick(logits) for _ in range(count)]
 
 
@@ -34,6 +36,15 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
     assert set(draws(500, top_p=first - 0.01)) == {0}
     assert set(draws(500, top_p=first + 0.01)) == {0, 1}
     assert set(draws(500, top_p=first + second + 0.01)) == {0, 1, 2}
+
+
+def test_top_k_keeps_that_many_and_top_p_counts_among_them() -> None:
+    assert set(draws(500, top_k=1)) == {0}
+    assert set(draws(500, top_k=3)) == {0, 1, 2}
+    assert set(draws(500, top_k=99)) == {0, 1, 2, 3}
+    of_two = float(torch.softmax(LOGITS[:2], -1)[0])
+    assert set(draws(500, top_k=2, top_p=of_two - 0.01)) == {0}
+    assert set(draws(500, top_k=2, top_p=of_two + 0.01)) == {0, 1}
 
 
 def test_a_nucleus_wider_than_the_guess_is_found() -> None:
