@@ -48,11 +48,11 @@ class Settings(BaseSettings):
     module_host_bytes: int = Field(default=512 * MIB, ge=0)
     max_batch_size: int = Field(default=16, ge=1)
     max_queue: int = Field(default=256, ge=1)
-    max_rank: int = Field(default=32, ge=1)
     kv_cache_tokens: int = Field(default=32768, ge=64)
     prefix_cache_tokens: int = Field(default=8192, ge=0)
     step_tokens: int = Field(default=512, ge=1)
     answer_seconds: float = Field(default=300.0, gt=0)
+    max_rank: int = Field(default=32, ge=1)
 
     max_upload_bytes: int = Field(default=50 * MIB, ge=1)
     max_document_characters: int = Field(default=2_000_000, ge=1)
