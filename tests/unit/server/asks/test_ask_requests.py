@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from server.db.tables import Audit
 from server.engine.request import FinishReason
-from server.errors import EngineStopped, TooManyRequests
+from server.errors import DeadlineExceeded, EngineStopped, TooManyRequests
 from tests.support.api import ACME, ALL_SCOPES, Api
 from tests.support.asking import QUESTION, ask, prompt_of, ready, refused
 
@@ -19,6 +19,11 @@ async def test_sampling_reaches_the_engine(api: Api) -> None:
     await ask(api, mode="base", max_tokens=7, temperature=0.5, seed=11)
     sampling = api.engine.requests[0].sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.seed) == (7, 0.5, 11)
+
+
+async def test_an_answer_has_as_long_as_the_settings_say(api: Api) -> None:
+    await ask(api, mode="base")
+    assert api.engine.requests[0].timeout == api.parts.settings.answer_seconds
 
 
 async def test_earlier_turns_stand_before_the_question(api: Api) -> None:
@@ -88,7 +93,11 @@ async def test_a_question_that_makes_no_sense_is_refused(api: Api, body: dict[st
 
 @pytest.mark.parametrize(
     ("error", "status", "code", "header"),
-    [(TooManyRequests("full", retry_after=7), 429, "engine_busy", "7"), (EngineStopped("stopping"), 503, "engine_stopped", None)],
+    [
+        (TooManyRequests("full", retry_after=7), 429, "engine_busy", "7"),
+        (EngineStopped("stopping"), 503, "engine_stopped", None),
+        (DeadlineExceeded("late"), 504, "deadline_exceeded", None),
+    ],
 )
 async def test_what_the_engine_refuses_is_a_problem(api: Api, error: Exception, status: int, code: str, header: str | None) -> None:
     api.engine.error = error

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from server.db.tables import Audit
-from server.errors import EngineStopped, ModuleCorrupt, TooManyRequests
+from server.errors import DeadlineExceeded, EngineStopped, ModuleCorrupt, TooManyRequests
 from server.streams import EventStream, sse
 from tests.support.api import Api
 from tests.support.asgi import Exchange
@@ -74,7 +74,11 @@ async def test_errors_before_the_first_token_have_a_status(api: Api) -> None:
 
 
 async def test_errors_after_the_first_token_are_an_event(api: Api) -> None:
-    for error, code in ((EngineStopped("stopping"), "engine_stopped"), (RuntimeError("secret"), "internal_error")):
+    for error, code in (
+        (EngineStopped("stopping"), "engine_stopped"),
+        (DeadlineExceeded("late"), "deadline_exceeded"),
+        (RuntimeError("secret"), "internal_error"),
+    ):
         api.engine.late_error = error
         exchange = stream(api, mode="base")
         assert [(await exchange.event())[0] for _ in range(2)] == ["answer.started", "answer.delta"]
@@ -82,7 +86,7 @@ async def test_errors_after_the_first_token_are_an_event(api: Api) -> None:
         assert (name, problem["code"]) == ("error", code)
         assert "secret" not in str(problem)
         await exchange.ended()
-    assert await audits(api) == 2
+    assert await audits(api) == 3
 
 
 async def test_a_client_that_leaves_cancels_the_answer(api: Api) -> None:
