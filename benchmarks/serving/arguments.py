@@ -50,13 +50,14 @@ class Size:
     rounds: int
     shared_at: tuple[int, ...] | None = None
     throughput_seconds: float = math.inf
+    patience: float = math.inf
+    """A system whose warm-up takes longer is left out of that point, and of those that ask more of it."""
     warm_tokens: int = 16
     new_tokens: int = NEW_TOKENS
     tier_modules: int = 1000
     tier_requests: int = 256
     tier_tokens: int = NEW_TOKENS
     swaps: int = 100
-    document_tokens: int = 384
     step_tokens: int = NEW_TOKENS
     """New tokens of the answers whose steps are explained."""
     load_clients: int = 200
@@ -76,12 +77,12 @@ QUICK = replace(
     FULL,
     rounds=1,
     shared_at=(16,),
+    patience=15.0,
     throughput_seconds=320.0,
     warm_tokens=4,
     tier_requests=32,
     tier_tokens=16,
     swaps=32,
-    document_tokens=160,
     step_tokens=16,
 )
 GPU = replace(FULL, concurrency=(1, 16, 64, 256), modules=(1, 16, 64))

@@ -18,7 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.serving.embedded import Embedded
-from benchmarks.serving.figures import BASE, KM_KE, Cell, round_of, rounded, spread
+from benchmarks.serving.figures import BASE, KM_KE, Cell, percentile, round_of, rounded
 from benchmarks.serving.shelf import RANK, adapter_bytes, make_shelf, shapes_of
 from benchmarks.serving.systems import Workshop
 from benchmarks.serving.workload import PROMPT_TOKENS, jobs, question_source
@@ -98,8 +98,8 @@ def measure_model(workshop: Workshop, told: Callable[[str], object]) -> dict[str
                 Cell(scenario=BASE, concurrency=count, adapters=0),
                 Cell(scenario=KM_KE, concurrency=count, adapters=min(count, len(shelf.modules))),
             ):
-                measured = _measured(engine, base, cell, source, size.step_tokens)
-                rows.append(_row(cell, step_of(base, cell, calls, context), machine, rate, measured))
+                seconds = known_step(workshop.results, cell) or _measured(engine, base, cell, source, size.step_tokens)
+                rows.append(_row(cell, step_of(base, cell, calls, context), machine, rate, seconds))
     return {
         "bandwidth_bytes_per_s": rounded(machine.bytes_per_s),
         "call_seconds": rounded(machine.call_seconds),
@@ -112,15 +112,13 @@ def measure_model(workshop: Workshop, told: Callable[[str], object]) -> dict[str
 def explained(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The ratio of a km+ke step to a base step, predicted and measured, for each concurrency."""
     base = {row["concurrency"]: row for row in rows if row["scenario"] == BASE}
-    return [
-        {
-            "concurrency": row["concurrency"],
-            "predicted": rounded(row["predicted_s"] / base[row["concurrency"]]["predicted_s"]),
-            "measured": rounded(row["measured_s"] / base[row["concurrency"]]["measured_s"]),
-        }
-        for row in rows
-        if row["scenario"] != BASE and row["concurrency"] in base
-    ]
+    found = []
+    for row in rows:
+        if row["scenario"] != BASE and (bare := base.get(row["concurrency"])):
+            measured = row["measured_s"] / bare["measured_s"] if row["measured_s"] and bare["measured_s"] else None
+            predicted = rounded(row["predicted_s"] / bare["predicted_s"])
+            found.append({"concurrency": row["concurrency"], "predicted": predicted, "measured": rounded(measured)})
+    return found
 
 
 def bandwidth(device: torch.device) -> float:
@@ -179,15 +177,20 @@ def count_calls(base: BaseModel) -> int:
     return counted.calls
 
 
-def _measured(engine: Embedded, base: BaseModel, cell: Cell, source: Any, new_tokens: int) -> dict[str, float | None]:
+def known_step(results: Sequence[dict[str, Any]], cell: Cell) -> float | None:
+    """Seconds between our engine's tokens at this point, where the same run has measured them."""
+    wanted = {"system": "kmserve", "scenario": cell.scenario, "concurrency": cell.concurrency, "adapters": cell.adapters}
+    return next((row["itl_p50"] for row in results if wanted.items() <= row.items()), None)
+
+
+def _measured(engine: Embedded, base: BaseModel, cell: Cell, source: Any, new_tokens: int) -> float | None:
     asked = [jobs(base.tokenizer, cell.scenario, cell.adapters, cell.concurrency, source, tokens) for tokens in (2, new_tokens)]
     engine.run(asked[0])
-    return spread(round_of(engine.run(asked[1]), new_tokens).itl)
+    return percentile(round_of(engine.run(asked[1]), new_tokens).itl, 0.5)
 
 
-def _row(cell: Cell, step: Step, machine: Machine, rate: float, measured: dict[str, float | None]) -> dict[str, Any]:
+def _row(cell: Cell, step: Step, machine: Machine, rate: float, seconds: float | None) -> dict[str, Any]:
     moving, computing = step.bytes / machine.bytes_per_s, step.operations / rate
-    seconds = measured["p50"]
     return {
         "scenario": cell.scenario,
         "concurrency": cell.concurrency,
@@ -202,7 +205,7 @@ def _row(cell: Cell, step: Step, machine: Machine, rate: float, measured: dict[s
         "compute_s": rounded(computing),
         "calls_s": rounded(step.calls * machine.call_seconds),
         "predicted_s": rounded(step.seconds(machine, rate)),
-        "measured_s": seconds,
+        "measured_s": rounded(seconds),
         "share_of_bandwidth_limit": rounded(moving / seconds) if seconds else None,
     }
 

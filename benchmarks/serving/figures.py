@@ -104,16 +104,18 @@ def result(system: str, cell: Cell, rounds: Sequence[Round]) -> dict[str, Any]:
 
 
 def cells(concurrency: Sequence[int], modules: Iterable[int] | None = None, shared_at: Iterable[int] | None = None) -> list[Cell]:
-    """Every scenario at every concurrency, the most telling first. Adapted ones with as many modules as requests and with one for all
-    of them, the latter only at `shared_at` where that is given; or with `modules` where there are enough requests."""
+    """Every scenario at every concurrency, the cheapest and then the most telling first.
+
+    Adapted ones with as many modules as requests, and last with one for all of them, the latter only at `shared_at` where that is given;
+    or with `modules` where there are enough requests.
+    """
     made = []
     for count in concurrency:
         with_one = shared_at is None or count in shared_at
         wanted = {count, *([1] if with_one else [])} if modules is None else {number for number in modules if number <= count}
         made.append(Cell(scenario=BASE, concurrency=count, adapters=0))
         made += [Cell(scenario=name, concurrency=count, adapters=number) for name in (KM_KE, KM) for number in wanted]
-    outer = (max(concurrency), min(concurrency))
-    return sorted(made, key=lambda cell: (*(cell.concurrency != end for end in outer), _TELLING.index(cell.scenario), -cell.adapters))
+    return sorted(made, key=lambda cell: (1 == cell.adapters < cell.concurrency, cell.concurrency, _TELLING.index(cell.scenario)))
 
 
 def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

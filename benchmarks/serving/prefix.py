@@ -21,6 +21,7 @@ from server.engine.request import EngineRequest, Scope
 
 DOCUMENTS = 4
 QUESTIONS = 32
+DOCUMENT_TOKENS = 384
 NEW_TOKENS = 2
 WANTED = 1.2
 _FACTS = (
@@ -36,21 +37,19 @@ _ASKED = ("When was the {place} opened?", "Who was its keeper?", "How long was i
 
 
 def measure_prefix(workshop: Workshop, told: Callable[[str], object]) -> dict[str, Any]:
-    """Of one tenant and of two, one question after the other and all of them together."""
+    """Of one tenant, one question after the other and all of them together; of two tenants together."""
     base = workshop.plain()
     modules = make_modules(base, workshop.folder / "prefix", DOCUMENTS, scope=Scope.ANSWER)
-    texts = [document(base, number, workshop.size.document_tokens) for number in range(DOCUMENTS)]
-    found: dict[str, Any] = {"questions": QUESTIONS, "documents": DOCUMENTS, "wanted": WANTED}
-    found["document_tokens"] = workshop.size.document_tokens
-    for tenants in (1, 2):
-        requests = [
-            request_of(answer_prompt(base.tokenizer, question(number), texts[about]), modules[about], None, NEW_TOKENS, f"tenant-{tenant}")
-            for number, about in enumerate(islice(cycle(range(DOCUMENTS)), QUESTIONS))
-            for tenant in [number // DOCUMENTS % tenants]
-        ]
-        for name, together in (("one_by_one", 1), ("together", QUESTIONS)):
-            told(f"prefix: {tenants} tenants, {name.replace('_', ' ')}")
-            found[f"{tenants}_tenant_{name}"] = _work(workshop, base, requests, together)
+    texts = [document(base, number, DOCUMENT_TOKENS) for number in range(DOCUMENTS)]
+    found: dict[str, Any] = {"questions": QUESTIONS, "documents": DOCUMENTS, "document_tokens": DOCUMENT_TOKENS, "wanted": WANTED}
+    for name, tenants, together in (("one_by_one", 1, 1), ("together", 1, QUESTIONS), ("two_tenants", 2, QUESTIONS)):
+        told(f"prefix: {name.replace('_', ' ')}")
+        requests = []
+        for number, about in enumerate(islice(cycle(range(DOCUMENTS)), QUESTIONS)):
+            prompt = answer_prompt(base.tokenizer, question(number), texts[about])
+            tenant = f"tenant-{number // DOCUMENTS % tenants}"
+            requests.append(request_of(prompt, modules[about], None, NEW_TOKENS, tenant))
+        found[name] = _work(workshop, base, requests, together)
     return found
 
 
@@ -89,15 +88,12 @@ def _work(workshop: Workshop, base: BaseModel, requests: Sequence[EngineRequest]
         after = engine.stats()
     work = after["prompt_tokens"] - before["prompt_tokens"]
     distinct = distinct_tokens((request.tenant, _elements(request)) for request in requests)
-    bare = distinct_tokens((request.tenant, request.prompt.bare) for request in requests)
-    adapted = sum(len(request.prompt.adapted) for request in requests)
     hits = after.get("prefix_hit_tokens", 0.0) - before.get("prefix_hit_tokens", 0.0)
     return {
         "prompt_tokens": sum(len(request.prompt) for request in requests),
         "work": work,
         "distinct": distinct,
         "work_per_distinct": rounded(work / distinct),
-        "passage_work_per_distinct": rounded((work - adapted) / bare),
         "prefix_hit_tokens": hits,
     }
 

@@ -55,6 +55,8 @@ class Workshop:
     folder: Path
     vllm_python: Path | None = None
     skipped: list[dict[str, str]] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    """Of throughput, once it is measured."""
     started: float = field(default_factory=time.monotonic)
     _plain: BaseModel | None = None
 

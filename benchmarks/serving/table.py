@@ -64,8 +64,7 @@ def _tiers(found: Mapping[str, Any]) -> list[str]:
 
 def _prefix(found: Mapping[str, Any]) -> list[str]:
     return [
-        f"{name.replace('_', ' ')}: work/distinct {each['work_per_distinct']}, of passages {each['passage_work_per_distinct']} "
-        f"(wanted at most {found['wanted']})"
+        f"{name.replace('_', ' ')}: work/distinct {each['work_per_distinct']} (wanted at most {found['wanted']})"
         for name, each in found.items()
         if isinstance(each, Mapping)
     ]

