@@ -104,7 +104,7 @@ def result(system: str, cell: Cell, rounds: Sequence[Round]) -> dict[str, Any]:
 
 
 def cells(concurrency: Sequence[int], modules: Iterable[int] | None = None, shared_at: Iterable[int] | None = None) -> list[Cell]:
-    """Every scenario at every concurrency, the cheapest and then the most telling first.
+    """Every scenario at every concurrency, the most telling first: base and km+ke at the ends.
 
     Adapted ones with as many modules as requests, and last with one for all of them, the latter only at `shared_at` where that is given;
     or with `modules` where there are enough requests.
@@ -115,7 +115,13 @@ def cells(concurrency: Sequence[int], modules: Iterable[int] | None = None, shar
         wanted = {count, *([1] if with_one else [])} if modules is None else {number for number in modules if number <= count}
         made.append(Cell(scenario=BASE, concurrency=count, adapters=0))
         made += [Cell(scenario=name, concurrency=count, adapters=number) for name in (KM_KE, KM) for number in wanted]
-    return sorted(made, key=lambda cell: (1 == cell.adapters < cell.concurrency, cell.concurrency, _TELLING.index(cell.scenario)))
+    ends = (min(concurrency), max(concurrency))
+
+    def turn(cell: Cell) -> tuple[bool | int, ...]:
+        shared = 1 == cell.adapters < cell.concurrency
+        return shared, cell.scenario == KM, cell.concurrency not in ends, cell.concurrency, _TELLING.index(cell.scenario), -cell.adapters
+
+    return sorted(made, key=turn)
 
 
 def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
