@@ -6,8 +6,8 @@
     wrong_module  the next story's module           retrieval     passages, no module
     open_book     passages and the module           extractor     the extractor alone, where one is active
 
-OUT gets {"stories", "questions", "modes": {mode: {"rouge_l", "gold_nll"}}}, see measures.py. With --work the data directory stays, so that
-another run uses the modules that this one trained; DIR/answers.json then holds every answer.
+OUT gets {"stories", "questions", "modes": {mode: {"rouge_l", "gold_nll"}}}, see worker/evaluation/measures.py. With --work the data
+directory stays, so that another run uses the modules that this one trained; DIR/answers.json then holds every answer.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ from kmserve_client.operations import AskOptions, failure_of
 from rich.console import Console
 
 from benchmarks.closed_book_table import print_table
-from benchmarks.fairytaleqa import Question, Story, shortest_stories
-from benchmarks.measures import RougeL, mean_nll, question_mean
 from server.cli_connection import CliError, read_key
 from server.cli_models import prepare_apart
 from server.cli_progress import DocumentBars
@@ -42,6 +40,10 @@ from server.cli_stack import Stack, StackError, isolated, terminable, while_aliv
 from server.cli_up import start
 from server.errors import KmserveError
 from server.settings import Settings
+from worker.evaluation.datasets import load_documents
+from worker.evaluation.documents import Document as Story
+from worker.evaluation.documents import Question
+from worker.evaluation.measures import RougeL, mean_nll, question_mean
 
 MODES = ("base", "wrong_module", "closed_book", "retrieval", "open_book")
 EXTRACTOR = "extractor"
@@ -114,7 +116,7 @@ def run(
     arguments: argparse.Namespace, work: Path, console: Console, make_stack: Callable[..., Stack] = Stack
 ) -> tuple[list[Measured], dict[str, object]]:
     """Every measurement, and the settings they were made with. Everything that was started is stopped."""
-    stories = shortest_stories(arguments.data, arguments.split, arguments.stories)
+    stories = load_documents("fairytaleqa", arguments.data, arguments.split, arguments.stories)
     name = f"data-{arguments.preset}-{arguments.passage_tokens}"  # data made with other settings is not mixed in
     settings, environ = isolated(work / name, passage_tokens=arguments.passage_tokens, default_preset=arguments.preset)
     prepare_apart(settings, environ)

@@ -8,7 +8,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measures import difference, interval, question_mean
+from worker.evaluation.measures import difference, interval, question_mean
 
 RIVALS = ("base", "wrong_module")
 """A module knows its story only if it beats the base model and another story's module."""

@@ -4,37 +4,37 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fairytaleqa import shortest_stories
 from tests.support.tiny_fairytaleqa import write_story
+from worker.evaluation.datasets import load_documents
 
 
 def test_stories_come_shortest_first_with_their_references(tmp_path: Path) -> None:
     write_story(tmp_path, "val", "long", ["Once there was a hen.", "It laid, and laid."], [("Who?", "a hen", "the hen")])
     write_story(tmp_path, "val", "short", ["A fox ran."], [("What ran?", "a fox", ""), ("Why?", "hunger", "  it was hungry ")])
-    short, long = shortest_stories(tmp_path, "val", 2)
+    short, long = load_documents("fairytaleqa", tmp_path, "val", 2)
     assert (short.name, long.name) == ("short", "long")
     assert long.text == "Once there was a hen.\n\nIt laid, and laid."
     assert [question.references for question in short.questions] == [("a fox",), ("hunger", "it was hungry")]
     assert short.questions[1].gold == "hunger"
-    assert [story.name for story in shortest_stories(tmp_path, "val", 1)] == ["short"]
+    assert [story.name for story in load_documents("fairytaleqa", tmp_path, "val", 1)] == ["short"]
 
 
 def test_quoted_commas_line_ends_and_a_byte_order_mark(tmp_path: Path) -> None:
     write_story(tmp_path, "train", "odd", ['He said: "Go,\nnow".'], [("What, then?", "go, now", "")], encoding="utf-8-sig")
-    (story,) = shortest_stories(tmp_path, "train", 1)
+    (story,) = load_documents("fairytaleqa", tmp_path, "train", 1)
     assert story.text == 'He said: "Go,\nnow".'
     assert story.questions[0].text == "What, then?"
 
 
 def test_questions_without_a_first_answer_are_left_out(tmp_path: Path) -> None:
     write_story(tmp_path, "val", "a", ["Text."], [("Who?", "", "someone"), ("What?", "this", "")])
-    (story,) = shortest_stories(tmp_path, "val", 1)
+    (story,) = load_documents("fairytaleqa", tmp_path, "val", 1)
     assert [question.text for question in story.questions] == ["What?"]
 
 
 def test_too_few_stories_or_another_layout_are_explained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="original layout"):
-        shortest_stories(tmp_path, "val", 1)
+        load_documents("fairytaleqa", tmp_path, "val", 1)
     write_story(tmp_path, "val", "a", ["Text."], [("Who?", "me", "")])
-    with pytest.raises(ValueError, match="holds 1 stories, 2 are wanted"):
-        shortest_stories(tmp_path, "val", 2)
+    with pytest.raises(ValueError, match="holds 1 documents with questions in its split val, 2 are wanted"):
+        load_documents("fairytaleqa", tmp_path, "val", 2)

@@ -1,4 +1,4 @@
-"""The measures of the closed-book tables.
+"""The measures of the tables, as pure functions.
 
     rouge_l    Rouge-L F of stemmed words, the best reference, mean over questions, in per cent
     gold_nll   mean over questions of the mean token negative log-likelihood (nats) of the gold answer, without end of turn

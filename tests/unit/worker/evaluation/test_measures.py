@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.measures import RougeL, difference, interval, mean_nll, question_mean
+from worker.evaluation.measures import RougeL, difference, interval, mean_nll, question_mean
 
 
 def test_rouge_l_is_stemmed_and_takes_the_best_reference() -> None:
