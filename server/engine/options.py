@@ -34,7 +34,7 @@ class EngineOptions:
     kv_tokens: int = 32768
     prefix_tokens: int = 8192
     """Tokens whose keys and values are kept behind their requests, for others that start the same way; 0 keeps nothing."""
-    block_tokens: int = 32
+    block_tokens: int = 16
     """What is kept is shared in blocks of this size."""
     step_tokens: int = 512
     """Prompt tokens read in one step: bounds how long a long prompt holds up the others' next token."""
