@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.evaluation import fairytaleqa
+from worker.evaluation import fairytaleqa, narrativeqa, quality
 from worker.evaluation.documents import Document, shortest
 
 
@@ -21,6 +21,8 @@ class Dataset:
 
 DATASETS: Mapping[str, Dataset] = {
     "fairytaleqa": Dataset(load=fairytaleqa.load, splits=("val", "train", "test")),
+    "quality": Dataset(load=quality.load, splits=("dev", "train")),
+    "narrativeqa": Dataset(load=narrativeqa.load, splits=("valid", "train", "test")),
 }
 
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from server.retrieval.formats.html import html_to_text
+
+_MARKUP = re.compile(r"<(?:html|body|p|br|div|pre|h[1-6])\b[^<>]*>", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,11 @@ class DatasetError(ValueError):
 def shortest(documents: Sequence[Document], count: int | None) -> list[Document]:
     """The `count` documents with the fewest characters, or all, shortest first."""
     return sorted(documents, key=lambda document: (len(document.text), document.name))[:count]
+
+
+def plain(text: str) -> str:
+    """A text as it is read: HTML without its markup, anything else as it is."""
+    return html_to_text(text).strip() if _MARKUP.search(text) else text.strip()
 
 
 def read_text(path: Path) -> str:
