@@ -1,7 +1,10 @@
 """The measures of the tables, as pure functions.
 
-    rouge_l    Rouge-L F of stemmed words, the best reference, mean over questions, in per cent
-    gold_nll   mean over questions of the mean token negative log-likelihood (nats) of the gold answer, without end of turn
+    rouge_l       Rouge-L F of stemmed words, the best reference, mean over questions, in per cent
+    gold_nll      mean over questions of the mean token negative log-likelihood (nats) of the gold answer, without end of turn
+    gold_nll_eos  the same with the end of turn as one more token
+    accuracy      share of multiple-choice questions, in per cent, whose right option has the smallest mean token NLL
+    letter        the same by the letter that the model finds likeliest when it reads the lettered options
 
 Intervals are bootstrapped over stories, then over each story's questions; a difference of two modes is paired by question.
 """
@@ -30,6 +33,11 @@ def mean_nll(logprobs: Sequence[float]) -> float:
     return -fmean(logprobs)
 
 
+def likeliest_option(options: Sequence[Sequence[float]]) -> int:
+    """The index of the option with the smallest mean token NLL, given each one's token log-probabilities; the first of equals."""
+    return min(range(len(options)), key=lambda index: mean_nll(options[index]))
+
+
 def question_mean(stories: Sequence[Sequence[float]]) -> float:
     """The mean over all questions; `stories` holds one value per question of each story."""
     return fmean(value for story in stories for value in story)
@@ -47,3 +55,16 @@ def interval(stories: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, 
 def difference(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> list[list[float]]:
     """first - second, question by question."""
     return [[a - b for a, b in zip(left, right, strict=True)] for left, right in zip(first, second, strict=True)]
+
+
+def sign_flip(differences: Sequence[Sequence[float]], seed: int = 0) -> float:
+    """The two-sided p-value of paired differences: how often their mean is at least as far from 0 when signs are drawn by chance.
+
+    Each question is flipped on its own, so that a story's ease, which both rows share, plays no part. The given signs count as one of the
+    draws: p is never 0.
+    """
+    values = [value for story in differences for value in story]
+    bound = abs(sum(values)) * (1 - 1e-12)
+    draw = random.Random(seed)
+    far = sum(abs(sum(value if draw.getrandbits(1) else -value for value in values)) >= bound for _ in range(RESAMPLES))
+    return (1 + far) / (1 + RESAMPLES)

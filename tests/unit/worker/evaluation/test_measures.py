@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.evaluation.measures import RougeL, difference, interval, mean_nll, question_mean
+from worker.evaluation.measures import RougeL, difference, interval, likeliest_option, mean_nll, question_mean, sign_flip
 
 
 def test_rouge_l_is_stemmed_and_takes_the_best_reference() -> None:
@@ -37,3 +37,29 @@ def test_intervals_hold_the_mean_and_are_the_same_each_time() -> None:
     assert low < question_mean(values) < high
     assert interval(values) == (low, high)
     assert interval([[2.0, 2.0], [2.0]]) == (2.0, 2.0)
+
+
+def test_the_likeliest_option_is_by_the_mean_over_its_tokens() -> None:
+    # sums -2, -3, -4; means -2, -1.5, -1
+    assert likeliest_option([[-2.0], [-1.0, -2.0], [-1.0, -1.0, -1.0, -1.0]]) == 2
+    assert likeliest_option([[-1.0], [-1.0]]) == 0
+
+
+def test_equal_rows_have_a_p_value_of_one() -> None:
+    assert sign_flip([[0.0, 0.0], [0.0]]) == 1.0
+
+
+def test_the_p_value_is_the_share_of_signs_as_extreme() -> None:
+    # of the 2^3 signs of (1, 1, 1) two have a sum of at least 3 in size
+    assert sign_flip([[1.0, 1.0], [1.0]]) == pytest.approx(2 / 8, abs=0.04)
+    # of those of (2, 1) two have a sum of at least 3 in size; of (2, -1) all have one of at least 1
+    assert sign_flip([[2.0], [1.0]]) == pytest.approx(2 / 4, abs=0.04)
+    assert sign_flip([[2.0], [-1.0]]) == 1.0
+
+
+def test_a_clear_difference_is_significant_either_way_and_the_same_each_time() -> None:
+    clear = [[0.5, 0.7, 0.6, 0.4], [0.5, 0.3, 0.6, 0.9], [0.2, 0.5, 0.8, 0.6]]
+    p = sign_flip(clear)
+    assert p < 0.005
+    assert sign_flip([[-value for value in story] for story in clear]) == p
+    assert sign_flip(clear) == p != sign_flip([[0.5, -0.4, 0.1], [0.3]])
