@@ -9,6 +9,7 @@ from server.cli_ask import ask, search
 from server.cli_connection import ExplainingGroup
 from server.cli_demo import demo
 from server.cli_documents import delete, status, upload
+from server.cli_eval import evaluate
 from server.cli_up import up
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 for command in (up, demo, upload, status, ask, search, delete):
     app.command()(command)
+app.command("eval")(evaluate)
 app.add_typer(cli_models.app, name="models")
 
 

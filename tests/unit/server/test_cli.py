@@ -26,7 +26,7 @@ def run(*arguments: str, code: int = 0, answer: str | None = None) -> str:
     return result.output
 
 
-@pytest.mark.parametrize("command", ["up", "demo", "upload", "status", "ask", "search", "delete", "models prepare"])
+@pytest.mark.parametrize("command", ["up", "demo", "upload", "status", "ask", "search", "delete", "eval", "models prepare"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     assert f"kmserve {command}" in run(*command.split(), "--help")
 
@@ -141,3 +141,11 @@ def test_a_wrong_key_a_missing_key_and_a_missing_server_are_told_apart(
 def test_an_unknown_setting_is_refused(server: FakeKmserve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KMSERVE_PROT", "1")
     assert "KMSERVE_PROT" in run("status", code=1)
+
+
+def test_eval_is_a_process_whose_errors_and_code_are_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KMSERVE_DATA_DIR", str(tmp_path / "data"))
+    run("eval", "--dataset", "fairytaleqa", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--passages", "few", code=2)
+    assert "'few' is no list of numbers" in capfd.readouterr().err

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from server.engine.base_model import BaseModel, adapted_layers
+from server.engine.request import ArtefactRef
+from server.errors import InvalidInput
+from server.modules.artefact import read_artefact
+from tests.support.artefacts import read, write_extractor, write_module
+from tests.support.tiny_models import FINGERPRINT, tiny_base
+from worker.evaluation.artefacts import ArtefactUnavailable, TrainedArtefacts, extractor_of
+from worker.evaluation.documents import Document
+
+TEXT = "\n\n".join(f"The gate {i} is painted in colour {i}." for i in range(6))
+GATES = Document(name="gates", text=TEXT, questions=())
+QUICK = {
+    "rank": 4,
+    "max_steps": 2,
+    "batch_size": 2,
+    "micro_batch": 2,
+    "evaluate_every": 2,
+    "questions": 0,
+    "summaries": 1,
+    "summary_tokens": 8,
+    "chunk_tokens": 64,
+    "recitations": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseModel:
+    return tiny_base()
+
+
+def retriever(document: Document) -> Any:
+    def retrieve(question: str, k: int) -> Sequence[str]:
+        return [document.text[:40]]
+
+    return retrieve
+
+
+class Made:
+    """Artefacts of a cache, and what was heard while they were made."""
+
+    def __init__(self, base: BaseModel, cache: Path, *, seed: int = 0, extractor: ArtefactRef | None = None, **recipe: Any) -> None:
+        self.heard: list[str] = []
+        self.artefacts = TrainedArtefacts(
+            base,
+            cache,
+            preset="quick",
+            overrides={**QUICK, **recipe},
+            seed=seed,
+            retriever=retriever,
+            on_progress=lambda doing, done, total: self.heard.append(doing),
+            extractor=extractor,
+        )
+
+    def module(self, document: Document = GATES) -> ArtefactRef:
+        return self.artefacts.module(document, "mixed", None)
+
+
+def test_a_module_is_trained_once_and_is_one_that_serving_accepts(base: BaseModel, tmp_path: Path) -> None:
+    first = Made(base, tmp_path)
+    ref = first.module()
+    assert "mixed of gates: fitting" in first.heard
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in adapted_layers(base.model).items()}
+    assert read_artefact(ref, FINGERPRINT, shapes, 4).manifest.objective == "mixed"
+    again = Made(base, tmp_path)
+    assert again.module() == ref
+    assert again.heard == []
+
+
+def test_what_only_the_training_needed_is_gone(base: BaseModel, tmp_path: Path) -> None:
+    folder = Made(base, tmp_path).module().directory.parents[1]
+    assert sorted(path.name for path in folder.iterdir()) == ["attempt-1", "lock", "ref.json", "synthesis.jsonl"]
+
+
+def test_other_documents_recipes_and_seeds_are_other_modules_over_the_same_generations(base: BaseModel, tmp_path: Path) -> None:
+    Made(base, tmp_path).module()
+    Made(base, tmp_path, seed=1).module()
+    Made(base, tmp_path, max_steps=3).module()
+    assert len(list((tmp_path / "modules").iterdir())) == 3
+    assert len(list((tmp_path / "synthesis").iterdir())) == 1
+    Made(base, tmp_path).module(Document(name="gates", text=f"{TEXT} And no more.", questions=()))
+    assert len(list((tmp_path / "modules").iterdir())) == 4
+    assert len(list((tmp_path / "synthesis").iterdir())) == 2
+
+
+def test_a_training_that_was_killed_is_gone_on_with(base: BaseModel, tmp_path: Path) -> None:
+    stopped = Made(base, tmp_path)
+
+    def kill(doing: str, done: int, total: int) -> None:
+        if doing.endswith("gating"):
+            raise KeyboardInterrupt
+
+    stopped.artefacts._on_progress = kill
+    with pytest.raises(KeyboardInterrupt):
+        stopped.module()
+    (folder,) = (tmp_path / "modules").iterdir()
+    assert not (folder / "ref.json").exists()
+    generated = next((tmp_path / "synthesis").iterdir()).read_text()
+    expected = Made(base, tmp_path / "other").module()
+    assert Made(base, tmp_path).module().digest == expected.digest
+    assert next((tmp_path / "synthesis").iterdir()).read_text().strip() == generated.strip()
+
+
+def test_the_base_is_left_as_it_was(base: BaseModel, tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    Made(base, tmp_path).module()
+    after = base.model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_an_unknown_objective_or_field_is_explained(base: BaseModel, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput):
+        Made(base, tmp_path).artefacts.module(GATES, "osmosis", None)
+    with pytest.raises(InvalidInput, match="speed"):
+        Made(base, tmp_path, speed=3).module()
+
+
+def test_rows_with_an_extractor_need_one(base: BaseModel, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactUnavailable, match="name its directory with --extractor"):
+        Made(base, tmp_path).artefacts.extractor()
+    ref = write_extractor(tmp_path / "ke")
+    assert Made(base, tmp_path, extractor=ref).artefacts.extractor() == ref
+
+
+def test_a_module_that_wears_an_extractor_cannot_be_trained_yet(base: BaseModel, tmp_path: Path) -> None:
+    ref = write_extractor(tmp_path / "ke")
+    with pytest.raises(ArtefactUnavailable, match="wears an extractor"):
+        Made(base, tmp_path, extractor=ref).artefacts.module(GATES, "mixed", ref)
+
+
+def test_an_extractors_directory_is_enough_to_know_it(tmp_path: Path) -> None:
+    written = write_extractor(tmp_path / "ke")
+    ref = extractor_of(tmp_path / "ke")
+    assert ref == written
+    assert read(ref).composition is not None
+
+
+def test_what_is_no_extractor_is_explained(tmp_path: Path) -> None:
+    write_module(tmp_path / "km")
+    with pytest.raises(ArtefactUnavailable, match="it is a knowledge module"):
+        extractor_of(tmp_path / "km")
+    with pytest.raises(ArtefactUnavailable, match="holds no knowledge extractor"):
+        extractor_of(tmp_path / "absent")
+    write_extractor(tmp_path / "ke")
+    (tmp_path / "ke" / "composition.safetensors").write_bytes(b"torn")
+    with pytest.raises(ArtefactUnavailable, match="holds no knowledge extractor"):
+        extractor_of(tmp_path / "ke")
+
+
+def test_a_reference_names_its_module_relative_to_itself(base: BaseModel, tmp_path: Path) -> None:
+    """So that a cache may be moved."""
+    ref = Made(base, tmp_path / "one").module()
+    values = json.loads((ref.directory.parents[1] / "ref.json").read_text())
+    assert values["directory"] == "attempt-1/artefact"
+    (tmp_path / "one").rename(tmp_path / "two")
+    moved = Made(base, tmp_path / "two").module()
+    assert moved.digest == ref.digest
+    assert (moved.directory / "manifest.json").exists()

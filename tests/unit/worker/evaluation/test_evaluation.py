@@ -1,0 +1,167 @@
+"""The table from end to end: a random tiny model, two tiny stories, modules of a few steps, every file of the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from server.cli_eval import arguments as command_line
+from tests.support.base_files import save, stretched
+from tests.support.embeddings import FakeEmbedder
+from tests.support.tiny_fairytaleqa import write_story
+from worker.evaluation import answers, artefacts
+from worker.evaluation.arguments import parse_arguments
+from worker.evaluation.run import run
+
+RECIPE = {
+    "rank": 4,
+    "max_steps": 2,
+    "batch_size": 2,
+    "micro_batch": 2,
+    "evaluate_every": 2,
+    "questions": 0,
+    "summaries": 1,
+    "summary_tokens": 8,
+    "chunk_tokens": 64,
+    "recitations": 2,
+}
+ROWS = "base,KM_mixed,RAG,RAG+KM"
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model and two stories, as files."""
+    folder = tmp_path_factory.mktemp("house")
+    stretched(save(folder / "base"))
+    fox = ["A grey fox ran over the old bridge at night.", "It slept in the mill until the morning came. Then it ate two plums."]
+    hen = ["A red hen sat on a brown egg in the barn.", "Nobody else had ever seen so large an egg. She was proud of it."]
+    write_story(folder, "val", "fox", fox, [("What ran?", "a fox", "a grey fox"), ("Where did it sleep?", "in the mill", "")])
+    write_story(folder, "val", "hen", hen, [("What sat on an egg?", "a hen", "")])
+    return folder
+
+
+def arguments(house: Path, **options: Any) -> Any:
+    given = {
+        "dataset": "fairytaleqa",
+        "data": house,
+        "base": house / "base",
+        "rows": ROWS,
+        "passages": "1,2",
+        "passage_tokens": 48,
+        "recipe": json.dumps(RECIPE),
+        "out": house / "out",
+        "cache": house / "cache",
+        **options,
+    }
+    return parse_arguments(command_line(given))
+
+
+def table(house: Path, **options: Any) -> tuple[str, dict[str, Any]]:
+    output = StringIO()
+    chosen = arguments(house, **options)
+    run(chosen, Console(file=output, width=220), lambda source: FakeEmbedder())
+    return output.getvalue(), json.loads((chosen.out / "table.json").read_text())
+
+
+def refuse(*arguments: Any, **options: Any) -> Any:
+    raise AssertionError("it was computed before")
+
+
+def test_the_whole_table_and_again_without_computing(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, report = table(house)
+    labels = ["base", "KM_mixed", "RAG, k=1", "RAG, k=2", "RAG+KM, k=1", "RAG+KM, k=2"]
+    assert [label for label in labels if label not in text] == []
+    lines = report["lines"]
+    assert [(line["row"], line["passages"]) for line in lines[:3]] == [("base", 0), ("KM_mixed", 0), ("RAG", 1)]
+    assert all(set(line["measures"]) == {"rouge_l", "gold_nll", "gold_nll_eos"} for line in lines)
+    base, module, one, two = lines[:4]
+    assert base["measures"]["gold_nll"]["mean"] > 0
+    assert module["measures"]["gold_nll"] != base["measures"]["gold_nll"]
+    assert base["prompt_tokens"] == module["prompt_tokens"] < one["prompt_tokens"] < two["prompt_tokens"]
+    assert set(module["against_previous"]) == set(base["measures"])
+    assert report["setting"]["documents"].startswith("2 with 3 questions")
+    questions = [json.loads(line) for line in (house / "out" / "questions.jsonl").read_text().splitlines()]
+    assert len(questions) == 3 * len(labels)
+    assert (house / "out" / "figure1.png").read_bytes().startswith(b"\x89PNG")
+    for module_, names in ((answers, ("generate_batch", "score_batch")), (artefacts, ("train",))):
+        for name in names:
+            monkeypatch.setattr(module_, name, refuse)
+    assert table(house)[1] == report
+
+
+def test_rows_that_read_the_whole_document(house: Path) -> None:
+    _, report = table(house, rows="ICL,KV_L2", kv_drop=0.25, out=house / "whole")
+    whole, compressed = report["lines"]
+    assert whole["prompt_tokens"] > compressed["prompt_tokens"] > 0.7 * whole["prompt_tokens"]
+
+
+def test_multiple_choice_is_scored_by_option_and_by_letter(house: Path, tmp_path: Path) -> None:
+    question = {"question": "What flew?", "options": ["a cat", "a dog", "a hen", "a fox"], "gold_label": 3, "difficult": 0}
+    data = tmp_path / "QuALITY.v1.0.1.dev"
+    data.write_text(json.dumps({"article_id": "1", "article": "A hen flew over the barn.", "questions": [question] * 2}) + "\n")
+    text, report = table(house, dataset="quality", data=data, rows="base,ICL", out=tmp_path / "out")
+    for line in report["lines"]:
+        assert list(line["measures"]) == ["accuracy", "letter", "gold_nll", "gold_nll_eos"]
+        assert line["measures"]["accuracy"]["mean"] in (0.0, 100.0)
+    assert "accuracy" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"rows": "KE"}, "--extractor"),
+        ({"rows": "nothing"}, "unknown row 'nothing'"),
+        ({"documents": 3}, "holds 2 documents"),
+        ({"rows": "KM_other+KE", "documents": 1}, "--extractor"),
+    ],
+)
+def test_what_the_user_can_mend_is_explained(house: Path, options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        table(house, **options)
+
+
+def test_a_document_beyond_the_bases_context_is_named(house: Path, tmp_path: Path) -> None:
+    write_story(tmp_path, "val", "long", ["A fox ran. " * 300], [("What ran?", "a fox", "")])
+    with pytest.raises(ValueError, match=r"row ICL needs \d+ tokens for a question about long and the base model reads 2048"):
+        table(house, data=tmp_path, rows="ICL")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"passages": "0"}, {"passages": "few"}, {"documents": 0}, {"kv_drop": 1.0}, {"recipe": "[]"}, {"dataset": "squad"}]
+)
+def test_wrong_arguments_are_usage_errors(house: Path, wrong: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        arguments(house, **wrong)
+    assert ended.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_the_commands_options_are_those_of_the_evaluation(house: Path) -> None:
+    """`kmserve eval` passes all that it takes."""
+    options: dict[str, Any] = {
+        "split": "train",
+        "documents": 2,
+        "models_dir": house / "models",
+        "device": "cpu",
+        "dtype": "float32",
+        "embedder": "all-minilm-l6-v2",
+        "extractor": house / "ke",
+        "preset": "paper",
+        "kv_drop": 0.3,
+        "seed": 5,
+    }
+    parsed = vars(arguments(house, **options))
+    assert {name: parsed[name] for name in options} == options
+    assert parsed["rows"] == ROWS.split(",")
+    assert parsed["recipe"] == RECIPE
+
+
+def test_nothing_given_is_nothing_passed() -> None:
+    given: Callable[..., list[str]] = command_line
+    assert given({"rows": None, "passage_tokens": 64}) == ["--passage-tokens=64"]

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from worker.evaluation.rows import ROWS, Line
+from worker.evaluation.runner import Measured, Measurement
+from worker.evaluation.summary import as_json, main_measure, summarise
+
+
+def measurement(line: Line, *documents: tuple[float, ...], measure: str = "rouge_l", tokens: int = 10) -> Measurement:
+    """One figure for each question."""
+    return Measurement(
+        line=line,
+        documents=tuple(
+            tuple(
+                Measured(
+                    document=f"d{n}", question=f"q{q}", answer="", prompt_tokens=tokens + q, values={measure: value, "gold_nll": value / 10}
+                )
+                for q, value in enumerate(values)
+            )
+            for n, values in enumerate(documents)
+        ),
+    )
+
+
+BASE = measurement(Line(row=ROWS["base"]), (10.0, 20.0), (30.0,))
+RAG = measurement(Line(row=ROWS["RAG"], passages=4), (20.0, 40.0), (60.0,), tokens=100)
+
+
+def test_means_are_over_questions_and_lie_in_their_intervals() -> None:
+    (base,) = summarise([BASE])
+    estimate = base.measures["rouge_l"]
+    assert (estimate.mean, base.measures["gold_nll"].mean) == (20.0, 2.0)
+    assert 10.0 <= estimate.low < 20.0 < estimate.high <= 30.0
+    assert base.prompt_tokens == pytest.approx((10 + 11 + 10) / 3)
+    assert base.against_previous == {}
+
+
+def test_a_line_is_compared_with_the_one_before() -> None:
+    _, rag = summarise([BASE, RAG])
+    compared = rag.against_previous["rouge_l"]
+    assert compared.difference.mean == 20.0
+    assert compared.p == pytest.approx(2 / 8, abs=0.04)
+
+
+def test_lines_over_other_questions_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        summarise([BASE, measurement(Line(row=ROWS["KE"]), (1.0,), (2.0,))])
+
+
+def test_json_says_what_each_line_wears_and_reads() -> None:
+    base, rag = as_json(summarise([BASE, RAG]))
+    assert (base["row"], base["wears"]["objective"], base["wears"]["module_of"], base["context"]) == ("base", None, None, "nothing")
+    assert (rag["passages"], rag["context"], rag["prompt_tokens"]) == (4, "passages", 100.3)
+    assert set(rag["against_previous"]["gold_nll"]) == {"mean", "low", "high", "p"}
+
+
+def test_the_main_measure_is_accuracy_where_there_are_options() -> None:
+    assert main_measure(["accuracy", "letter", "gold_nll"]) == "accuracy"
+    assert main_measure(["rouge_l", "gold_nll"]) == "rouge_l"

@@ -1,0 +1,103 @@
+"""The command line of the evaluation. Imports no library of models: `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from server.engine.base_source import DEFAULT_BASE
+from worker.evaluation.datasets import DATASETS
+from worker.evaluation.rows import ALL, ROWS
+
+DESCRIPTION = f"""The paper's table on a dataset: closed book, open book, each row by name.
+
+{textwrap.fill(f"Rows: {', '.join(ROWS)}; {ALL} for all.", 100)}
+
+Modules are trained on demand. They, the answers and the scores are kept under the cache directory,
+so a run that was stopped goes on where it was. --out gets table.json, table.csv, table.md,
+questions.jsonl and figure1.png.
+"""
+DEFAULT_ROWS = "base,KM_mixed,ICL,RAG,RAG+KM"
+DEFAULT_PASSAGES = "1,2,4,8,16"
+_WIDE = argparse.RawDescriptionHelpFormatter
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m worker.evaluation", description=DESCRIPTION, formatter_class=_WIDE)
+    _add_data(parser)
+    _add_model(parser)
+    _add_table(parser)
+    arguments = parser.parse_args(argv)
+    for name in ("documents", "passage_tokens"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0 <= arguments.kv_drop < 1:
+        parser.error("--kv-drop must be at least 0 and below 1")
+    return arguments
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    splits = "; ".join(f"{name}: {', '.join(dataset.splits)}" for name, dataset in DATASETS.items())
+    parser.add_argument("--dataset", choices=list(DATASETS), required=True)
+    parser.add_argument("--data", type=Path, required=True, help="the dataset's folder, or QuALITY's file")
+    parser.add_argument("--split", help=f"default: the first of its splits ({splits})")
+    parser.add_argument("--documents", type=int, help="how many, the shortest first (default: all)")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base", default=DEFAULT_BASE, help="a directory, a .gguf file or a hub id (default: %(default)s)")
+    parser.add_argument("--models-dir", type=Path, help="where a base model is converted to (default: models/ of the cache)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, ... (default: auto)")
+    parser.add_argument("--embedder", help="the embedding model of retrieval (default: the packaged one)")
+    parser.add_argument("--extractor", type=Path, help="a knowledge extractor's directory, for the rows with KE")
+    parser.add_argument("--preset", default="quick", help="how much training: quick or paper (default: quick)")
+    parser.add_argument("--recipe", type=_recipe, default={}, metavar="JSON", help="""fields of the recipe, as {"max_steps": 100}""")
+    parser.add_argument("--seed", type=int, default=0, help="of trainings, intervals and tests (default: 0)")
+
+
+def _add_table(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rows", type=_names, default=_names(DEFAULT_ROWS), help=f"names with commas (default: {DEFAULT_ROWS})")
+    parser.add_argument(
+        "--passages",
+        type=_numbers,
+        default=_numbers(DEFAULT_PASSAGES),
+        help=f"how many a prompt holds; a line of the table for each (default: {DEFAULT_PASSAGES})",
+    )
+    parser.add_argument("--passage-tokens", type=int, default=256, help="longest passage (default: 256; short stories want 64)")
+    parser.add_argument("--kv-drop", type=float, default=0.5, help="share of keys and values that KV_L2 drops (default: 0.5)")
+    parser.add_argument("--out", type=Path, required=True, help="the folder that gets table and figure")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="what is kept between runs (default: %(default)s)")
+
+
+def default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kmserve" / "evaluation"
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(name) for name in _names(text)]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers from 1 on, as 1,2,4")
+    return numbers
+
+
+def _recipe(text: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
+    return fields

@@ -1,0 +1,190 @@
+"""Where a row's module and extractor come from: trained on demand and kept by digest, or given as a directory.
+
+    <cache>/modules/<digest>/artefact      a module, and beside it ref.json, which is there once the training has ended well
+    <cache>/synthesis/<digest>.jsonl       a document's generated texts, shared by all objectives
+
+A training that was killed goes on from its last checkpoint. Whether serving's gate would let a module pass is written into its manifest and
+decides nothing here: the table is to show what each objective is worth.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors.torch
+
+from server.engine.base_model import BaseModel
+from server.engine.options import EngineOptions
+from server.engine.request import ArtefactRef, Scope
+from server.modules.artefact import ADAPTER, COMPOSITION, MANIFEST
+from server.modules.canonical import canonical_json
+from server.modules.composition import Composition
+from server.modules.digest import composition_digest, lora_digest
+from server.modules.manifest import ArtefactKind, parse_manifest
+from server.modules.peft_format import tensor_names
+from worker.evaluation.documents import Document
+from worker.training.pipeline import TrainingSpec, train
+from worker.training.recipe import Recipe, as_json, recipe_for
+
+ANY_IMPROVEMENT = -1e6
+LEFTOVERS = ("teacher", "checkpoint")
+"""Large, and of no use once the module is there."""
+PASSAGES = 2
+"""Of the gate's open-book figures, as in the trainer process."""
+
+Progress = Callable[[str, int, int], None]
+"""(what is going on, done, total)."""
+RetrieverOf = Callable[[Document], Callable[[str, int], Sequence[str]]]
+
+
+class ArtefactUnavailable(ValueError):
+    """A row wears something that was not given and cannot be made; the message says what to do."""
+
+
+class Artefacts(Protocol):
+    def module(self, document: Document, objective: str, worn_ke: ArtefactRef | None) -> ArtefactRef:
+        """The document's module by this objective, distilled while wearing `worn_ke` if one is named. Raises ArtefactUnavailable."""
+        ...
+
+    def extractor(self) -> ArtefactRef:
+        """Raises ArtefactUnavailable."""
+        ...
+
+
+class TrainedArtefacts:
+    def __init__(
+        self,
+        base: BaseModel,
+        cache: Path,
+        *,
+        preset: str,
+        overrides: Mapping[str, Any],
+        seed: int,
+        retriever: RetrieverOf,
+        on_progress: Progress,
+        extractor: ArtefactRef | None = None,
+    ) -> None:
+        """`overrides` are fields of the preset's recipe that each objective is trained with."""
+        self._base = base
+        self._cache = cache
+        self._preset = preset
+        self._overrides = dict(overrides)
+        self._seed = seed
+        self._retriever = retriever
+        self._on_progress = on_progress
+        self._extractor = extractor
+
+    def extractor(self) -> ArtefactRef:
+        if self._extractor is None:
+            raise ArtefactUnavailable("rows with KE need a knowledge extractor: name its directory with --extractor, or leave them out")
+        return self._extractor
+
+    def module(self, document: Document, objective: str, worn_ke: ArtefactRef | None) -> ArtefactRef:
+        """Trains it unless it is there. Raises what the training raises."""
+        if worn_ke is not None:
+            raise ArtefactUnavailable("the trainer cannot distil a module that wears an extractor yet: leave out the rows with (worn)")
+        recipe = self._recipe(objective)
+        folder = self._cache / "modules" / self._key(document, recipe)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(folder):
+            if not (folder / "ref.json").exists():
+                self._train(document, recipe, folder)
+            return _read_ref(folder)
+
+    def _recipe(self, objective: str) -> Recipe:
+        wanted = {"objective": objective, "gate_improvement": ANY_IMPROVEMENT, **self._overrides}
+        if recipe_for(self._preset, {}).objective == objective:
+            del wanted["objective"]
+        return recipe_for(self._preset, wanted)
+
+    def _key(self, document: Document, recipe: Recipe) -> str:
+        return _digest([self._base.fingerprint, str(self._base.dtype), document.name, document.text, as_json(recipe), self._seed])
+
+    def _train(self, document: Document, recipe: Recipe, folder: Path) -> None:
+        self._share_synthesis(document, folder)
+        spec = TrainingSpec(
+            text=document.text,
+            title=document.name,
+            revision_sha256=hashlib.sha256(document.text.encode()).hexdigest(),
+            recipe=recipe,
+            seed=self._seed,
+            directory=folder,
+            attempt=1,
+        )
+        trained = train(
+            self._base,
+            spec,
+            EngineOptions(max_batch=recipe.synthesis_batch),
+            lambda question: self._retriever(document)(question, PASSAGES),
+            lambda stage, done, total, unit: self._on_progress(f"{recipe.objective} of {document.name}: {stage}", done, total),
+            lambda: False,
+            lambda gate: None,
+        )
+        _write_ref(folder, trained.artefact)
+        for name in LEFTOVERS:
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+    def _share_synthesis(self, document: Document, folder: Path) -> None:
+        """Generations are stored under what was asked, so that one file serves every objective on this base."""
+        shared = self._cache / "synthesis" / f"{_digest([self._base.fingerprint, str(self._base.dtype), document.text])}.jsonl"
+        shared.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shared.touch()
+        link = folder / "synthesis.jsonl"
+        if not link.is_symlink():
+            link.symlink_to(shared.absolute())
+
+
+def extractor_of(directory: Path) -> ArtefactRef:
+    """The reference of an extractor's directory by the digests that its files have. Raises ArtefactUnavailable."""
+    try:
+        described = (directory / MANIFEST).read_bytes()
+        manifest = parse_manifest(described)
+        if manifest.kind != ArtefactKind.KNOWLEDGE_EXTRACTOR:
+            raise ValueError("it is a knowledge module")
+        tensors = safetensors.torch.load_file(directory / ADAPTER)
+        weights = safetensors.torch.load_file(directory / COMPOSITION)
+        a, b = ({layer: tensors[tensor_names(layer)[side]] for layer in manifest.targets} for side in (0, 1))
+        composition = Composition(layers=manifest.targets, w_km=weights["w_km"], w_ke=weights["w_ke"])
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise ArtefactUnavailable(f"{directory} holds no knowledge extractor: {error}") from None
+    lora = lora_digest(a, b, manifest)
+    return ArtefactRef(
+        digest=lora,
+        manifest_sha256=hashlib.sha256(described).hexdigest(),
+        directory=directory,
+        scope=Scope(manifest.scope),
+        composition=composition_digest(composition, lora),
+    )
+
+
+def _write_ref(folder: Path, ref: ArtefactRef) -> None:
+    """In one step: a torn reference would stand for a whole module."""
+    directory = ref.directory.absolute().relative_to(folder.absolute())
+    temporary = folder / "ref.json.part"
+    temporary.write_text(json.dumps({**asdict(ref), "directory": str(directory)}))
+    temporary.replace(folder / "ref.json")
+
+
+def _read_ref(folder: Path) -> ArtefactRef:
+    values = json.loads((folder / "ref.json").read_text())
+    return ArtefactRef(**{**values, "directory": folder / values["directory"], "scope": Scope(values["scope"])})
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Two evaluations do not train one module at the same time."""
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(canonical_json(value)).hexdigest()

@@ -1,0 +1,102 @@
+"""The table for people and programs: on the terminal, and as table.json, table.csv, table.md and questions.jsonl in a folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from worker.evaluation.runner import Measurement
+from worker.evaluation.summary import Estimate, Summary, as_json, main_measure
+
+DECIMALS = {"rouge_l": 1, "accuracy": 1, "letter": 1, "gold_nll": 3, "gold_nll_eos": 3}
+
+
+def print_table(console: Console, summaries: Sequence[Summary]) -> None:
+    table = Table(*_heading(summaries))
+    for cells in _cells(summaries):
+        table.add_row(*cells)
+    console.print(table)
+
+
+def write_report(folder: Path, setting: Mapping[str, Any], measurements: Sequence[Measurement], summaries: Sequence[Summary]) -> list[Path]:
+    """The files, written anew."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "table.json": json.dumps({"setting": setting, "lines": as_json(summaries)}, indent=2) + "\n",
+        "table.csv": to_csv(summaries),
+        "table.md": to_markdown(setting, summaries),
+        "questions.jsonl": "".join(f"{json.dumps(each)}\n" for each in _questions(measurements)),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in texts]
+
+
+def to_csv(summaries: Sequence[Summary]) -> str:
+    """A row a line; of each measure its mean, interval, and difference from the line before with its p-value."""
+    names = list(summaries[0].measures)
+    heading = [f"{name}{suffix}" for name in names for suffix in ("", "_low", "_high", "_difference", "_p")]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["row", "passages", "prompt_tokens", *heading])
+    for summary in summaries:
+        figures: list[str] = []
+        for name in names:
+            estimate, compared = summary.measures[name], summary.against_previous.get(name)
+            figures += [f"{value:.4f}" for value in (estimate.mean, estimate.low, estimate.high)]
+            figures += [f"{compared.difference.mean:.4f}", f"{compared.p:.5f}"] if compared else ["", ""]
+        writer.writerow([summary.line.row.name, summary.line.passages, f"{summary.prompt_tokens:.1f}", *figures])
+    return file.getvalue()
+
+
+def to_markdown(setting: Mapping[str, Any], summaries: Sequence[Summary]) -> str:
+    heading = _heading(summaries)
+    lines = [f"- {name}: {value}" for name, value in setting.items()]
+    lines += ["", _row(heading), _row(["---"] * len(heading)), *(_row(cells) for cells in _cells(summaries))]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _heading(summaries: Sequence[Summary]) -> list[str]:
+    names = list(summaries[0].measures)
+    return ["row", "prompt tokens", *(f"{name} (95 %)" for name in names), *(f"p, {name}" for name in _tested(names))]
+
+
+def _cells(summaries: Sequence[Summary]) -> list[list[str]]:
+    rows: list[list[str]] = []
+    for summary in summaries:
+        figures = [_figure(name, estimate) for name, estimate in summary.measures.items()]
+        compared = summary.against_previous
+        tests = [f"{compared[name].p:.3f}" if name in compared else "" for name in _tested(list(summary.measures))]
+        rows.append([summary.line.label, f"{summary.prompt_tokens:.0f}", *figures, *tests])
+    return rows
+
+
+def _tested(names: Sequence[str]) -> list[str]:
+    """The measures whose difference from the line before is tested in the table for people; files have all."""
+    return [main_measure(names), "gold_nll"]
+
+
+def _figure(name: str, estimate: Estimate) -> str:
+    decimals = DECIMALS[name]
+    return f"{estimate.mean:.{decimals}f} ({estimate.low:.{decimals}f} to {estimate.high:.{decimals}f})"
+
+
+def _questions(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+    return [
+        {"row": measurement.line.row.name, "passages": measurement.line.passages, **asdict(each)}
+        for measurement in measurements
+        for document in measurement.documents
+        for each in document
+    ]

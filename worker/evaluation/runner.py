@@ -1,0 +1,190 @@
+"""Runs the table's lines: puts on what a row wears, asks every question of every document, and measures what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from server.engine.base_model import BaseModel
+from server.engine.request import ArtefactRef, EngineRequest, Sampling
+from worker.evaluation.answers import Ask, Logprobs, Reader, Remembered
+from worker.evaluation.artefacts import Artefacts, Progress, RetrieverOf
+from worker.evaluation.documents import Document, Question
+from worker.evaluation.measures import RougeL, likeliest_option, mean_nll
+from worker.evaluation.prompts import LETTERS, answer_ids, letter_prompt, question_prompt
+from worker.evaluation.rows import Context, Line, Owner
+
+ANSWER_TOKENS = 64
+TENANT = "evaluation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One question in one line. `values` by measure, see measures.py; `answer` is empty for multiple-choice questions."""
+
+    document: str
+    question: str
+    answer: str
+    prompt_tokens: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A line's questions, document by document."""
+
+    line: Line
+    documents: tuple[tuple[Measured, ...], ...]
+
+    def by_story(self, measure: str) -> list[list[float]]:
+        return [[each.values[measure] for each in document] for document in self.documents]
+
+    @property
+    def measures(self) -> list[str]:
+        return list(self.documents[0][0].values)
+
+    @property
+    def prompt_tokens(self) -> float:
+        counts = [each.prompt_tokens for document in self.documents for each in document]
+        return sum(counts) / len(counts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all lines have in common. `readers` gives the way in which a kind of context is read."""
+
+    base: BaseModel
+    documents: Sequence[Document]
+    artefacts: Artefacts
+    retriever: RetrieverOf
+    readers: Callable[[Context], Reader]
+    remembered: Remembered
+    on_progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    document: Document
+    question: Question
+    request: EngineRequest
+    letters: EngineRequest | None
+    """The same question with its options, where it has some."""
+
+
+def evaluate(setting: Setting, lines: Sequence[Line]) -> list[Measurement]:
+    """Each line in turn. Raises ArtefactUnavailable, ValueError for a prompt that the base cannot read, what training raises."""
+    return [_measure(setting, line) for line in lines]
+
+
+def _measure(setting: Setting, line: Line) -> Measurement:
+    asked = _ask(setting, line, _outfits(setting, line))
+    reader = setting.readers(line.row.context)
+    answers = _answers(setting, line, reader, asked)
+    scores = _scores(setting, line, reader, [_score_ask(setting.base, each) for each in asked], "scoring")
+    lettered = [(each.letters, _letters(setting.base, each.question)) for each in asked if each.letters is not None]
+    letters = iter(_scores(setting, line, reader, lettered, "choosing letters"))
+    rouge = RougeL()
+    found: dict[str, list[Measured]] = {}
+    for each, answer, score in zip(asked, answers, scores, strict=True):
+        values = _likelihoods(score)
+        if each.letters is None:
+            values = {"rouge_l": rouge.best(answer, each.question.references), **values}
+        else:
+            values = {**_choices(each.question, score[1:], next(letters)), **values}
+        found.setdefault(each.document.name, []).append(_measured(each, answer, reader, values))
+    return Measurement(line=line, documents=tuple(tuple(document) for document in found.values()))
+
+
+def _outfits(setting: Setting, line: Line) -> list[tuple[ArtefactRef | None, ArtefactRef | None]]:
+    """(module, extractor) for the questions about each document."""
+    row, documents = line.row, setting.documents
+    extractor = setting.artefacts.extractor() if row.extractor else None
+    if row.objective is None:
+        return [(None, extractor)] * len(documents)
+    if row.owner is Owner.OTHER and len(documents) < 2:
+        raise ValueError(f"row {row.name} needs at least two documents: it wears another document's module")
+    shift = 1 if row.owner is Owner.OTHER else 0
+    wearing = [documents[(number + shift) % len(documents)] for number in range(len(documents))]
+    return [(setting.artefacts.module(document, row.objective, extractor if row.worn else None), extractor) for document in wearing]
+
+
+def _ask(setting: Setting, line: Line, outfits: Sequence[tuple[ArtefactRef | None, ArtefactRef | None]]) -> list[_Asked]:
+    tokenizer, asked = setting.base.tokenizer, list[_Asked]()
+    for document, (module, extractor) in zip(setting.documents, outfits, strict=True):
+        retrieve = setting.retriever(document)
+        for question in document.questions:
+            prompts = [question_prompt(tokenizer, line, document, question, retrieve)]
+            if question.options:
+                prompts.append(letter_prompt(tokenizer, line, document, question, retrieve))
+            requests = [
+                EngineRequest(
+                    request_id=f"{len(asked)}-{number}",
+                    tenant=TENANT,
+                    prompt=prompt,
+                    module=module,
+                    extractor=extractor,
+                    sampling=Sampling(max_tokens=ANSWER_TOKENS),
+                )
+                for number, prompt in enumerate(prompts)
+            ]
+            _require_room(setting.base, line, document, question, requests)
+            letters = requests[1] if question.options else None
+            asked.append(_Asked(document=document, question=question, request=requests[0], letters=letters))
+    return asked
+
+
+def _require_room(base: BaseModel, line: Line, document: Document, question: Question, requests: Sequence[EngineRequest]) -> None:
+    longest = max(len(answer_ids(base.tokenizer, text)) for text in (question.gold, *question.options)) + 1
+    needed = max(len(request.prompt) for request in requests) + max(longest, ANSWER_TOKENS)
+    if needed > base.context_limit:
+        raise ValueError(
+            f"row {line.label} needs {needed} tokens for a question about {document.name} and the base model reads {base.context_limit}: "
+            "leave the row out, or take fewer (the shortest) documents or fewer passages"
+        )
+
+
+def _answers(setting: Setting, line: Line, reader: Reader, asked: Sequence[_Asked]) -> list[str]:
+    """Only where the answer is free."""
+    free = [each for each in asked if each.letters is None]
+    requests = [each.request for each in free]
+    texts = iter(setting.remembered.generate(reader, requests, _told(setting, line, "answering", len(free))))
+    return [next(texts) if each.letters is None else "" for each in asked]
+
+
+def _scores(setting: Setting, line: Line, reader: Reader, asks: Sequence[Ask], doing: str) -> list[Logprobs]:
+    return setting.remembered.score(reader, asks, _told(setting, line, doing, len(asks)))
+
+
+def _told(setting: Setting, line: Line, doing: str, total: int) -> Callable[[int], None]:
+    return lambda done: setting.on_progress(f"{line.label}: {doing}", done, total)
+
+
+def _score_ask(base: BaseModel, asked: _Asked) -> Ask:
+    """The gold answer with the end of the turn that training has behind every target, then the options."""
+    tokenizer, question = base.tokenizer, asked.question
+    gold = (*answer_ids(tokenizer, question.gold), min(base.eos_ids))
+    return asked.request, [gold, *(answer_ids(tokenizer, option) for option in question.options)]
+
+
+def _letters(base: BaseModel, question: Question) -> list[tuple[int, ...]]:
+    return [answer_ids(base.tokenizer, letter) for letter in LETTERS[: len(question.options)]]
+
+
+def _likelihoods(score: Logprobs) -> dict[str, float]:
+    gold = score[0]
+    return {"gold_nll": mean_nll(gold[:-1]), "gold_nll_eos": mean_nll(gold)}
+
+
+def _choices(question: Question, options: Logprobs, letters: Logprobs) -> dict[str, float]:
+    chosen = {"accuracy": likeliest_option(options), "letter": likeliest_option(letters)}
+    return {measure: 100.0 * (choice == question.label) for measure, choice in chosen.items()}
+
+
+def _measured(asked: _Asked, answer: str, reader: Reader, values: dict[str, float]) -> Measured:
+    return Measured(
+        document=asked.document.name,
+        question=asked.question.text,
+        answer=answer,
+        prompt_tokens=reader.prompt_tokens(asked.request.prompt),
+        values=values,
+    )

@@ -1,0 +1,96 @@
+"""What a run comes to: each line's measures with intervals, and each against the line before it. Values in, values out; no files.
+
+Intervals are the central 95 %; `difference` is this line minus the line before, with its interval and the p-value of flipping signs. A
+smaller NLL is better, a larger score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from worker.evaluation.measures import difference, interval, question_mean, sign_flip
+from worker.evaluation.rows import Line
+from worker.evaluation.runner import Measurement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """With the line before."""
+
+    difference: Estimate
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    line: Line
+    prompt_tokens: float
+    measures: dict[str, Estimate]
+    against_previous: dict[str, Comparison]
+    """Empty for the first line."""
+
+
+def summarise(measurements: Sequence[Measurement], seed: int = 0) -> list[Summary]:
+    previous: Sequence[Measurement | None] = [None, *measurements]
+    return [_summary(mine, before, seed) for mine, before in zip(measurements, previous, strict=False)]
+
+
+def main_measure(measures: Sequence[str]) -> str:
+    """The score of the paper's tables and of Figure 1."""
+    return "accuracy" if "accuracy" in measures else "rouge_l"
+
+
+def as_json(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+    return [
+        {
+            "row": summary.line.row.name,
+            "passages": summary.line.passages,
+            "wears": {
+                "objective": summary.line.row.objective,
+                "module_of": summary.line.row.owner if summary.line.row.objective else None,
+                "extractor": summary.line.row.extractor,
+                "worn": summary.line.row.worn,
+            },
+            "context": summary.line.row.context,
+            "prompt_tokens": round(summary.prompt_tokens, 1),
+            "measures": {name: _rounded(estimate) for name, estimate in summary.measures.items()},
+            "against_previous": {
+                name: {**_rounded(comparison.difference), "p": round(comparison.p, 5)}
+                for name, comparison in summary.against_previous.items()
+            },
+        }
+        for summary in summaries
+    ]
+
+
+def _summary(mine: Measurement, before: Measurement | None, seed: int) -> Summary:
+    values = {measure: mine.by_story(measure) for measure in mine.measures}
+    compared: dict[str, Comparison] = {}
+    for measure in mine.measures if before is not None else ():
+        assert before is not None
+        paired = difference(values[measure], before.by_story(measure))
+        compared[measure] = Comparison(difference=_estimate(paired, seed), p=sign_flip(paired, seed))
+    return Summary(
+        line=mine.line,
+        prompt_tokens=mine.prompt_tokens,
+        measures={measure: _estimate(stories, seed) for measure, stories in values.items()},
+        against_previous=compared,
+    )
+
+
+def _estimate(stories: Sequence[Sequence[float]], seed: int) -> Estimate:
+    low, high = interval(stories, seed)
+    return Estimate(mean=question_mean(stories), low=low, high=high)
+
+
+def _rounded(estimate: Estimate) -> dict[str, float]:
+    return {"mean": round(estimate.mean, 4), "low": round(estimate.low, 4), "high": round(estimate.high, 4)}
