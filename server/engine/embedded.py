@@ -15,6 +15,7 @@ from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 
 from server.engine.adapter_loader import Read
+from server.engine.apart import apart
 from server.engine.base_model import BaseModel
 from server.engine.batch_engine import BatchEngine
 from server.engine.options import EngineOptions
@@ -34,7 +35,7 @@ class EmbeddedEngine:
         self._options = options or EngineOptions()
         self._mailbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._outbox = Outbox()
-        self._batch = BatchEngine(base, self._options, read, wake=self._wake)
+        self._batch = apart(BatchEngine, base, self._options, read, wake=self._wake)
         self._accepting = False
         self._gate = Lock()
         self._thread = Thread(target=self._run, name="engine", daemon=True)

@@ -17,7 +17,10 @@ from pathlib import Path
 from threading import Lock
 from weakref import WeakValueDictionary
 
+import torch
+
 from server.engine.adapter_bank import Product
+from server.engine.apart import apart
 from server.engine.request import ArtefactRef, Scope
 from server.errors import EngineStopped, ModuleMissing
 
@@ -66,7 +69,7 @@ class HostCache:
         """Those that are kept, and those that are not and that someone holds."""
         self._loading: dict[AdapterKey, Future[HostAdapter]] = {}
         self._in_flight = 0
-        self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="adapter-load")
+        self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="adapter-load", initializer=_alone)
         names = ("hits", "misses", "evictions", "loads", "load_failures", "load_seconds", "absent")
         self._counts = dict.fromkeys(names, 0.0)
 
@@ -175,3 +178,11 @@ def _let_go(error: BaseException) -> None:
     while found is not None:
         traceback.clear_frames(found.__traceback__)
         found = found.__cause__ or found.__context__
+
+
+def _alone() -> None:
+    """A loader computes on its own: a team of threads would stay as long as it does, and hold up the engine's (see `apart`). What torch
+    takes for the number of threads of those that begin later is put back, for it is the process's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    apart(torch.set_num_threads, before)

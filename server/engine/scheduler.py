@@ -43,6 +43,8 @@ class Scheduler:
         self.cache = cache
         self.prefixes = PrefixCache(options.prefix_tokens, options.block_tokens)
         self.turns = Turns()
+        self.load_wait = 0.0
+        """Seconds that requests which have joined had waited for their adapters to be in host memory."""
 
     def __len__(self) -> int:
         return len(self.waiting) + len(self.running)
@@ -123,6 +125,7 @@ class Scheduler:
             self.running.append(sequence)
             sequence.move(Status.RUNNING)
             self.turns.charge(_tenant(sequence), sequence.cost)
+            self.load_wait += sequence.loaded_at - sequence.added_at
 
     @property
     def next(self) -> Live | None:

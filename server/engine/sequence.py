@@ -61,6 +61,8 @@ class Live:
         """Positions whose keys and values were stored at some time."""
         self.shared = 0
         """Blocks from the start that others can use, as far as this sequence has seen to it."""
+        self.added_at = self.loaded_at = 0.0
+        """When it came and when the last of its adapters was in host memory, by `time.perf_counter`."""
         self.module: Future[HostAdapter] | None = None
         self.extractor: Future[HostAdapter] | None = None
         self.outfit = Outfit()
@@ -89,6 +91,11 @@ class Live:
     @property
     def loaded(self) -> bool:
         return all(load.done() for load in self.loads)
+
+    def note_load(self) -> None:
+        """Called by whichever thread ends a load."""
+        if self.loaded:
+            self.loaded_at = time.perf_counter()
 
     def names(self, directory: Path) -> bool:
         """Whether the request asked to wear the artefact of this directory."""

@@ -52,6 +52,15 @@ COUNTS: Final = (
     _Count(
         name="kmserve_engine_kv_tokens_reserved", about="Tokens that live requests may take in the KV cache.", stat="kv_tokens_reserved"
     ),
+    _Count(
+        name="kmserve_engine_load_wait_seconds_total",
+        about="Seconds that requests waited for their modules, beyond what a prefetch had hidden.",
+        stat="load_wait_seconds",
+    ),
+    _Count(name="kmserve_prefix_hit_tokens_total", about="Prompt tokens taken over from the prefix cache.", stat="prefix_hit_tokens"),
+    _Count(name="kmserve_prefix_stored_tokens_total", about="Tokens put into the prefix cache.", stat="prefix_stored_tokens"),
+    _Count(name="kmserve_prefix_evicted_tokens_total", about="Tokens driven out of it for others.", stat="prefix_evicted_tokens"),
+    _Count(name="kmserve_prefix_bytes", about="Memory taken by the prefix cache.", stat="prefix_bytes"),
     _Count(name="kmserve_tier_hits_total", about="Found on this tier.", stat={**_both("hits"), "disk": "host_loads"}),
     _Count(name="kmserve_tier_misses_total", about="Not found on this tier.", stat={**_both("misses"), "disk": "host_absent"}),
     _Count(name="kmserve_tier_evictions_total", about="Driven out for others.", stat=_both("evictions")),

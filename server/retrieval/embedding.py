@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
+from server.engine.apart import apart
 from server.engine.options import CpuShare
 from server.errors import EmbedderNotFound
 from server.retrieval.passages import token_counter
@@ -37,7 +38,7 @@ class Embedder:
     def __init__(self, source: str = DEFAULT_EMBEDDER, *, device: str = "cpu", cores: CpuShare | None = None) -> None:
         """Raises EmbedderNotFound."""
         directory = _find(source)
-        self._model = _load(directory, device)
+        self._model = apart(_load, directory, device)
         self._cores = cores
         self._lock = threading.Lock()
         self._count = token_counter(self._model.tokenizer)
@@ -49,9 +50,27 @@ class Embedder:
         return self._count(text)
 
     def encode(self, texts: Sequence[str]) -> list[list[float]]:
-        with self._lock, _cpu_threads(self._cores):
+        with self._lock:
+            return apart(self._encode, texts)
+
+    def _encode(self, texts: Sequence[str]) -> list[list[float]]:
+        with self._share(alone=len(texts) == 1):
             vectors = self._model.encode(list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False)
         return [[float(number) for number in vector] for vector in vectors]
+
+    @contextmanager
+    def _share(self, alone: bool) -> Iterator[None]:
+        """A single text is not worth a team of threads. The number is put back: torch takes it for threads that begin later."""
+        if self._cores is None:
+            yield
+            return
+        before = torch.get_num_threads()
+        with self._cores.active():
+            torch.set_num_threads(1 if alone else self._cores.threads())
+            try:
+                yield
+            finally:
+                torch.set_num_threads(before)
 
 
 def _find(source: str) -> Path:
@@ -100,18 +119,3 @@ def _content_hash(directory: Path) -> str:
         with path.open("rb") as file:
             digest.update(f"{path.relative_to(directory).as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
-
-
-@contextmanager
-def _cpu_threads(cores: CpuShare | None) -> Iterator[None]:
-    """torch's thread count belongs to the calling thread, which also runs other things: it is put back."""
-    if cores is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    with cores.active():
-        torch.set_num_threads(cores.threads())
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)

@@ -149,7 +149,7 @@ def test_the_cores_are_asked_and_the_calling_thread_gets_its_number_back(tmp_pat
 
     embedder, before = Embedder(cores=Asked(tmp_path, ENGINE, cores=2)), torch.get_num_threads()
     with trainer.active():
-        embedder.encode(["a text"])
+        embedder.encode(["a text", "another"])
     assert asked == [(1, 1)]
     assert torch.get_num_threads() == before
     trainer.close()
