@@ -19,8 +19,9 @@ from server.modules.peft_format import named_tensors
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The elements of a tensor as stored in a safetensors file, row by row; no copy for a contiguous one on the CPU."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+    if tensor.requires_grad or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        tensor = tensor.detach().cpu().contiguous()
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -76,6 +76,7 @@ def lora_tensors(data: bytes, manifest: Manifest, shapes: Shapes, digest: str) -
         _check_tensor(name, found[name], shape)
     if len({tensor.dtype for tensor in found.values()}) > 1:
         raise ValueError("the tensors have several dtypes")
+    _check_finite(found)
     a = {layer: found[tensor_names(layer)[0]] for layer in manifest.targets}
     b = {layer: found[tensor_names(layer)[1]] for layer in manifest.targets}
     if lora_digest(a, b, manifest) != digest:
@@ -94,6 +95,7 @@ def composition_weights(data: bytes, manifest: Manifest, lora: str, digest: str)
         _check_tensor(name, tensor, (len(layers),))
         if tensor.dtype != torch.float32:
             raise ValueError(f"{name} is not float32")
+    _check_finite(found)
     composition = Composition(layers=layers, w_km=found["w_km"], w_ke=found["w_ke"])
     if composition_digest(composition, lora) != digest:
         raise ValueError("the digest of the composition is not the expected one")
@@ -147,5 +149,13 @@ def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"tensor {name} has shape {list(tensor.shape)}, not {list(shape)}")
     if tensor.dtype not in DTYPES:
         raise ValueError(f"tensor {name} has dtype {tensor.dtype}")
-    if not torch.isfinite(tensor).all():
-        raise ValueError(f"tensor {name} is not finite")
+
+
+def _check_finite(found: Mapping[str, Tensor]) -> None:
+    """Of one dtype. In one go over all of them, for it stands in the way of every load; extremes are not finite where anything is not."""
+    extremes = torch.aminmax(torch.cat([tensor.reshape(-1) for tensor in found.values()]))
+    if all(bool(torch.isfinite(extreme)) for extreme in extremes):
+        return
+    for name, tensor in found.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"tensor {name} is not finite")
