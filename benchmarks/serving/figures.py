@@ -119,7 +119,7 @@ def cells(concurrency: Sequence[int], modules: Iterable[int] | None = None, shar
 
     def turn(cell: Cell) -> tuple[bool | int, ...]:
         shared = 1 == cell.adapters < cell.concurrency
-        return shared, cell.scenario == KM, cell.concurrency not in ends, cell.concurrency, _TELLING.index(cell.scenario), -cell.adapters
+        return shared, cell.scenario == KM, cell.concurrency not in ends, -cell.concurrency, _TELLING.index(cell.scenario), -cell.adapters
 
     return sorted(made, key=turn)
 

@@ -111,5 +111,5 @@ def _workshop(arguments: argparse.Namespace, threads: int, folder: Path, told: T
     told("preparing the base model")
     dtype = apart(choose_dtype, torch.device(arguments.device), arguments.dtype)
     bases = find_base(arguments.model, arguments.device, dtype)
-    size = size_of(arguments.suite, arguments.device)
+    size = size_of(arguments.suite, arguments.device, arguments.points)
     return Workshop(bases=bases, size=size, threads=threads, folder=folder, vllm_python=arguments.vllm_python)

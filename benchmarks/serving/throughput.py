@@ -26,7 +26,8 @@ def measure_throughput(workshop: Workshop, wanted: Sequence[str], told: Callable
     folded = size.most_modules if NEEDS_FOLDED & set(wanted) else 0
     shelf = make_shelf(workshop.plain(), workshop.folder / "shelf", size.most_modules, folded=folded)
     with ready(workshop, wanted, shelf, told) as systems:
-        rows = measured(workshop, systems, cells(size.concurrency, size.modules, size.shared_at), told)
+        points = size.points or cells(size.concurrency, size.modules, size.shared_at)
+        rows = measured(workshop, systems, points, told)
     workshop.results = in_order(rows)
     return {"results": workshop.results, "ratios": ratios(workshop.results)}
 

