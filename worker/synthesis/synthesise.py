@@ -42,6 +42,8 @@ class Generator(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Synthesis:
+    chunks: list[str]
+    """The document as its summaries see it."""
     pairs: list[TextPair]
     counts: dict[str, int]
 
@@ -58,8 +60,7 @@ def synthesise(
 ) -> Synthesis:
     """Summaries of chunks, question-answer pairs and recitations of windows. What `store` (JSON lines) holds is not generated again."""
     pieces = windows(text, recipe.window_tokens, count_tokens)
-    assert recipe.chunk_tokens is not None, "see for_base"
-    parts = chunks(text, recipe.chunk_tokens, recipe.chunk_overlap, count_tokens)
+    parts = chunks(text, recipe.known_chunk_tokens, recipe.chunk_overlap, count_tokens)
     summaries = [_summary_ask(part, i, n, recipe, seed) for i, part in enumerate(parts) for n in range(recipe.summaries)]
     questions = [_question_ask(piece, i, n, recipe, seed) for i, piece in enumerate(pieces) for n in range(recipe.questions)]
     asks = _spread([*summaries, *questions], recipe.max_synthesis)
@@ -68,7 +69,8 @@ def synthesise(
     pairs += [pair for piece in pieces for pair in _recitations(piece, title, recipe.recitations)]
     unique = list({(pair.kind, pair.student_instruction, pair.target): pair for pair in pairs}.values())
     kinds = {kind: sum(pair.kind == kind for pair in unique) for kind in ("question", "summary", "recitation")}
-    return Synthesis(pairs=unique, counts={**kinds, "generations": len(asks), "dropped": dropped, "duplicates": len(pairs) - len(unique)})
+    counts = {**kinds, "generations": len(asks), "dropped": dropped, "duplicates": len(pairs) - len(unique)}
+    return Synthesis(chunks=parts, pairs=unique, counts=counts)
 
 
 def derived_seed(seed: int, *parts: object) -> int:

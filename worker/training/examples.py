@@ -13,12 +13,22 @@ from worker.synthesis.texts import TextPair
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """`teacher` has the context that `student` lacks; `target` ends with the end of the assistant's turn."""
+    """`teacher` has the context that `student` lacks, None where nobody teaches. An assistant's `target` ends with the end of its turn."""
 
     kind: str
-    teacher: Prompt
+    teacher: Prompt | None
     student: Prompt
     target: tuple[int, ...]
+
+    @property
+    def context(self) -> Prompt:
+        """What the teacher reads, of an example that has one."""
+        assert self.teacher is not None
+        return self.teacher
+
+    def __len__(self) -> int:
+        """Tokens that the student reads."""
+        return len(self.student) + len(self.target)
 
 
 def to_examples(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair], end_of_turn: int) -> list[Example]:
@@ -44,6 +54,7 @@ def split_held_out(pairs: Sequence[TextPair], share: float) -> tuple[list[TextPa
 
     Other pairs with the same question or the same target text as a held-out one stay in training only if their kind
     differs: the point is a question the student was never asked, about a fact that the document states elsewhere too.
+    Summaries are all asked for in the same words, and those of one chunk stand for each other: the rest of them stay.
     """
     kind = "question" if any(pair.kind == "question" for pair in pairs) else "summary"
     candidates = [i for i, pair in enumerate(pairs) if pair.kind == kind]
@@ -51,7 +62,7 @@ def split_held_out(pairs: Sequence[TextPair], share: float) -> tuple[list[TextPa
         candidates = list(range(len(pairs)))
     stride = max(2, min(round(1 / share), max(4, len(candidates) // MIN_HELD_OUT)))
     chosen = set(candidates[stride // 2 :: stride] or candidates[:1])
-    asked = {pairs[i].student_instruction for i in chosen}
+    asked = {pairs[i].student_instruction for i in chosen if pairs[i].kind != "summary"}
     held_out = [pairs[i] for i in sorted(chosen)]
     training = [pair for i, pair in enumerate(pairs) if i not in chosen and pair.student_instruction not in asked]
     return training, held_out

@@ -1,5 +1,6 @@
-"""The fit: batches in an order that is a pure function of (seed, step), AdamW, warm-up and cosine, held-out evaluation, best
-checkpoint, early stop. Knows nothing of files but the checkpoint's, of jobs only a callback that may raise `Stopped`."""
+"""The fit: batches in an order that is a pure function of (seed, step), AdamW, warm-up and decay, held-out evaluation, best
+checkpoint, early stop. Knows nothing of files but the checkpoint's, of jobs only a callback that may raise `Stopped`, of objectives
+only their loss."""
 
 from __future__ import annotations
 
@@ -16,11 +17,13 @@ from torch import Tensor
 
 from worker.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from worker.training.examples import Example
-from worker.training.objectives import dcd_loss
+from worker.training.objectives.registry import objective_of
 from worker.training.recipe import Recipe
-from worker.training.states import head_of, target_states
 from worker.training.student import Student
 from worker.training.teacher import TeacherCache
+
+MICRO_LENGTH = 256
+"""Tokens. What a micro-batch takes grows with its longest example; those of texts that a base answers with are shorter than this."""
 
 
 class Stopped(Exception):
@@ -79,7 +82,7 @@ def fit(
                 group["lr"] = recipe.learning_rate * schedule(state.step, recipe)
             torch.manual_seed(seed * 1_000_003 + state.step)
             state.losses.append(_step(student, batch, teacher, recipe, optimizer, device))
-            tokens += sum(len(e.student) + len(e.target) for e in batch)
+            tokens += sum(len(e) for e in batch)
             state.step += 1
             if state.step % recipe.evaluate_every == 0 or state.step == recipe.max_steps:
                 loss = held_out_loss(student, held_out, teacher, recipe, device)
@@ -120,18 +123,30 @@ def batch_at(examples: Sequence[Example], size: int, seed: int, step: int) -> li
 
 
 def micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
-    """Parts of one kind and similar length: their prompts begin alike, which is read once, and little is padding."""
-    ordered = sorted(examples, key=lambda e: (e.kind, len(e.student) + len(e.target)))
-    kinds = [list(group) for _, group in groupby(ordered, key=lambda e: e.kind)]
-    return [group[start : start + size] for group in kinds for start in range(0, len(group), size)]
+    """Parts of one kind and similar length: their prompts begin alike, which is read once, and little is padding.
+
+    At most `size` examples, and of those longer than MICRO_LENGTH only as many as keep the part within size * MICRO_LENGTH tokens, one at
+    least: chunks of a document pass one after the other where short answers pass together.
+    """
+    parts: list[list[Example]] = []
+    for _, group in groupby(sorted(examples, key=lambda e: (e.kind, len(e))), key=lambda e: e.kind):
+        part: list[Example] = []
+        for example in group:
+            if part and (len(part) == size or (len(part) + 1) * len(example) > size * MICRO_LENGTH):
+                parts.append(part)
+                part = []
+            part.append(example)
+        parts.append(part)
+    return parts
 
 
 def schedule(step: int, recipe: Recipe) -> float:
-    """Linear warm-up over `warmup` of the steps, then half a cosine down to 0."""
+    """Linear warm-up over `warmup` of the steps, then half a cosine or a line down to 0."""
     warm = max(1, round(recipe.warmup * recipe.max_steps))
     if step < warm:
         return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, recipe.max_steps - warm)))
+    done = (step - warm) / max(1, recipe.max_steps - warm)
+    return 1 - done if recipe.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
 
 @torch.no_grad()
@@ -164,9 +179,7 @@ def _step(
 
 
 def _loss(student: Student, batch: Sequence[Example], teacher: TeacherCache, recipe: Recipe, device: torch.device) -> Tensor:
-    layers, final = teacher.get(batch, device)
-    states = target_states(student.body, [e.student.ids for e in batch], [e.target for e in batch], device)
-    return dcd_loss(states, layers, final, head_of(student.base), recipe.hidden_weight)
+    return objective_of(recipe).loss(student, batch, teacher, recipe, device)
 
 
 def _stale(state: FitState, recipe: Recipe) -> bool:

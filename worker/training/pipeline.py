@@ -19,15 +19,16 @@ from server.modules.artefact import read_artefact, write_artefact
 from server.modules.manifest import ArtefactKind, Manifest
 from worker.synthesis.generator import EngineGenerator
 from worker.synthesis.synthesise import Synthesis, synthesise
-from worker.training.examples import Example, split_held_out, to_examples
+from worker.training.examples import Example
 from worker.training.fit import FitResult, FitState, fit
 from worker.training.gate import Gate, Retrieve, measure
+from worker.training.objectives.objective import Data, Source
+from worker.training.objectives.registry import objective_of
 from worker.training.recipe import Recipe, as_json, for_base
 from worker.training.student import Student
 from worker.training.teacher import TeacherCache, run_teacher
 
 logger = logging.getLogger(__name__)
-MIN_EXAMPLES = 4
 Report = Callable[[str, int, int, str], None]
 """(stage, done, total, unit); may raise worker.training.fit.Stopped."""
 
@@ -63,20 +64,19 @@ def train(
 
     Raises NothingToLearn, GateNotPassed; what `report` raises passes through with everything resumable kept.
     """
-    spec = replace(spec, recipe=for_base(spec.recipe, base.model.num_parameters()))
+    objective = objective_of(spec.recipe)
+    spec = replace(spec, recipe=objective.narrowed(for_base(spec.recipe, base.model.num_parameters())))
     synthesis = _synthesise(base, spec, options, report, should_stop)
-    training, held_out = split_held_out(synthesis.pairs, spec.recipe.held_out)
-    if len(training) < MIN_EXAMPLES or not held_out:
+    data = objective.data(_source(base, spec, synthesis), spec.recipe, spec.seed)
+    if len(data.training) < objective.least or not data.held_out:
         raise NothingToLearn("The document gave too few usable training texts; it needs at least a few whole sentences.")
-    end = min(base.eos_ids)
-    train_examples, held_examples = to_examples(base.tokenizer, training, end), to_examples(base.tokenizer, held_out, end)
-    teacher = _teach(base, spec, [*held_examples, *train_examples], report)
+    teacher = _teach(base, spec, [*data.held_out, *data.training] if objective.needs_teacher else [], report)
     student = Student(base.model, spec.recipe, spec.seed)
     try:
-        result = _fit(base, student, train_examples, held_examples, teacher, spec, report)
+        result = _fit(base, student, data, teacher, spec, report)
         report("gating", 0, 1, "gate")
-        ref = _write(base, spec, synthesis, result, len(train_examples), len(held_examples), gate={})
-        gate = _gate(base, student, ref, held_examples, held_out, teacher, spec, retrieve)
+        ref = _write(base, spec, synthesis, result, data, gate={})
+        gate = _gate(base, student, ref, data, teacher, spec, retrieve)
         on_gate(gate)
         report("gating", 1, 1, "gate")
     finally:
@@ -86,7 +86,7 @@ def train(
             f"The module lowered the held-out loss by {gate.improvement:.0%}, less than the {gate.required:.0%} required; "
             "answers stay on retrieval. Train again with the preset `paper`, or with more text."
         )
-    ref = _write(base, spec, synthesis, result, len(train_examples), len(held_examples), gate=asdict(gate))
+    ref = _write(base, spec, synthesis, result, data, gate=asdict(gate))
     return Trained(artefact=ref, gate=gate)
 
 
@@ -103,28 +103,32 @@ def _synthesise(base: BaseModel, spec: TrainingSpec, options: EngineOptions, rep
     )
 
 
+def _source(base: BaseModel, spec: TrainingSpec, synthesis: Synthesis) -> Source:
+    return Source(
+        text=spec.text,
+        title=spec.title,
+        chunks=synthesis.chunks,
+        pairs=synthesis.pairs,
+        tokenizer=base.tokenizer,
+        end_of_turn=min(base.eos_ids),
+    )
+
+
 def _teach(base: BaseModel, spec: TrainingSpec, examples: Sequence[Example], report: Report) -> TeacherCache:
     cache = TeacherCache(spec.directory / "teacher")
-    run_teacher(base.model.base_model, examples, cache, base.device, lambda done, total: report("teaching", done, total, "examples"))
+    body, reading = base.model.base_model, spec.recipe.reading
+    run_teacher(body, examples, cache, base.device, lambda done, total: report("teaching", done, total, "examples"), reading)
     return cache
 
 
-def _fit(
-    base: BaseModel,
-    student: Student,
-    training: Sequence[Example],
-    held_out: Sequence[Example],
-    teacher: TeacherCache,
-    spec: TrainingSpec,
-    report: Report,
-) -> FitResult:
+def _fit(base: BaseModel, student: Student, data: Data, teacher: TeacherCache, spec: TrainingSpec, report: Report) -> FitResult:
     def on_step(state: FitState) -> None:
         report("fitting", state.step, spec.recipe.max_steps, "steps")
 
     return fit(
         student,
-        training,
-        held_out,
+        data.training,
+        data.held_out,
         teacher,
         spec.recipe,
         seed=spec.seed,
@@ -135,18 +139,11 @@ def _fit(
 
 
 def _gate(
-    base: BaseModel,
-    student: Student,
-    ref: ArtefactRef,
-    held_examples: Sequence[Example],
-    held_out: Sequence[Any],
-    teacher: TeacherCache,
-    spec: TrainingSpec,
-    retrieve: Retrieve,
+    base: BaseModel, student: Student, ref: ArtefactRef, data: Data, teacher: TeacherCache, spec: TrainingSpec, retrieve: Retrieve
 ) -> Gate:
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in _original_shapes(student).items()}
     artefact = read_artefact(ref, base.fingerprint, shapes, spec.recipe.rank)
-    return measure(student, artefact, held_examples, held_out, teacher, spec.recipe, retrieve, base.tokenizer, base.device)
+    return measure(student, artefact, data.held_out, data.asked, teacher, spec.recipe, retrieve, base.tokenizer, base.device)
 
 
 def _original_shapes(student: Student) -> dict[str, Any]:
@@ -155,9 +152,7 @@ def _original_shapes(student: Student) -> dict[str, Any]:
     return {name: student.base.get_submodule(name) for name in a}
 
 
-def _write(
-    base: BaseModel, spec: TrainingSpec, synthesis: Synthesis, result: FitResult, trained: int, held_out: int, gate: dict[str, Any]
-) -> ArtefactRef:
+def _write(base: BaseModel, spec: TrainingSpec, synthesis: Synthesis, result: FitResult, data: Data, gate: dict[str, Any]) -> ArtefactRef:
     """Write the artefact anew. The tensors do not change between the write that is gated and the one that records the verdict, and the
     digest, which covers the tensors alone, proves it."""
     directory = spec.directory / f"attempt-{spec.attempt}" / "artefact"
@@ -173,7 +168,7 @@ def _write(
         document_revision=spec.revision_sha256,
         objective=spec.recipe.objective,
         recipe=as_json(spec.recipe),
-        data={**synthesis.counts, "training": trained, "held_out": held_out, "steps": result.steps, "best_step": result.best_step},
+        data={**synthesis.counts, **_counts(data), "steps": result.steps, "best_step": result.best_step},
         seed=spec.seed,
         held_out_loss_before=result.loss_before,
         held_out_loss_after=result.loss_after,
@@ -182,3 +177,7 @@ def _write(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return write_artefact(directory, a=result.a, b=result.b, manifest=manifest, base_model_name=base.name)
+
+
+def _counts(data: Data) -> dict[str, int]:
+    return {"training": len(data.training), "held_out": len(data.held_out)}

@@ -4,9 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 from server.errors import InvalidInput
+
+ObjectiveName = Literal["lm", "pit", "ddcd", "sdcd", "mixed"]
+"""See worker/training/objectives."""
+HiddenTerm = Literal["mean", "sum", "mean_with_embeddings"]
+"""Over the layers: our reading of eq. 2, that of the paper's text, and that of its authors' code, which counts the embeddings as one."""
+Positions = Literal["shifted", "unshifted"]
+"""Where the two sides are compared: at the tokens that predict the target's, or (the authors' code) at the target's own, where the first
+target token is not distilled and what would follow the last one is."""
+Decay = Literal["cosine", "linear"]
+"""Of the learning rate after its warm-up: the paper's text, its authors' code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Which states of a run are compared; `embeddings` come before those of the layers."""
+
+    positions: Positions = "shifted"
+    embeddings: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,17 +32,21 @@ class Recipe:
     """`paper` values are those of Caccia et al. (2025); lengths are in base tokens, `batch_size` in examples."""
 
     preset: str
-    objective: str
+    objective: ObjectiveName
     rank: int = 16
     alpha: float = 16.0
     dropout: float = 0.0
     learning_rate: float = 1e-3
     warmup: float = 0.06
+    decay: Decay = "cosine"
     clip: float = 1.0
     max_steps: int = 200
     batch_size: int = 8
     micro_batch: int = 8
+    """Examples that pass together; of long ones fewer, see worker.training.fit.micro_batches."""
     hidden_weight: float = 1.0
+    hidden_term: HiddenTerm = "mean"
+    positions: Positions = "shifted"
     evaluate_every: int = 20
     patience: int = 3
     """Evaluations without a new best held-out loss before the fit stops."""
@@ -44,6 +66,10 @@ class Recipe:
     question_tokens: int = 64
     recitations: int = 0
     """Per window: an opening of the window is given and the rest is the target."""
+    ddcd_windows: int = 16
+    """Random windows for every window's length of the document."""
+    ddcd_target: float = 0.5
+    """Share of a window, its last part, that is the target: half in the paper, 0.23 in its authors' code."""
     temperature: float = 0.8
     top_p: float = 0.9
     synthesis_batch: int = 32
@@ -51,6 +77,16 @@ class Recipe:
     """Generations at most per document, spread over it evenly, so that a long document stays affordable."""
     gate_improvement: float = 0.2
     """The held-out loss must fall by this share of the untrained student's."""
+
+    @property
+    def known_chunk_tokens(self) -> int:
+        """Of a recipe that `for_base` has completed."""
+        assert self.chunk_tokens is not None, "see for_base"
+        return self.chunk_tokens
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(positions=self.positions, embeddings=self.hidden_term == "mean_with_embeddings")
 
 
 QUICK = Recipe(
@@ -82,15 +118,23 @@ SMALL_BASE = 1_000_000_000
 PRESETS = {recipe.preset: recipe for recipe in (QUICK, PAPER)}
 
 
+_CHOICES: Final = {"objective": ObjectiveName, "hidden_term": HiddenTerm, "positions": Positions, "decay": Decay}
+
+
 def recipe_for(preset: str, overrides: Mapping[str, Any]) -> Recipe:
-    """A preset with named fields changed. Raises InvalidInput for an unknown preset or field."""
+    """A preset with named fields changed. Raises InvalidInput for an unknown preset, field or word."""
     if preset not in PRESETS:
         raise InvalidInput(f"unknown preset {preset!r}: use one of {', '.join(sorted(PRESETS))}")
-    fixed = {"preset", "objective"}
-    unknown = set(overrides) - ({field.name for field in fields(Recipe)} - fixed)
+    unknown = set(overrides) - ({field.name for field in fields(Recipe)} - {"preset"})
     if unknown:
         raise InvalidInput(f"not fields of a recipe that can be set: {', '.join(sorted(unknown))}")
-    return replace(PRESETS[preset], **overrides)
+    recipe = replace(PRESETS[preset], **overrides)
+    for name, words in _CHOICES.items():
+        if (chosen := getattr(recipe, name)) not in get_args(words):
+            raise InvalidInput(f"unknown {name} {chosen!r} in the recipe: use one of {', '.join(get_args(words))}")
+    if not 0 < recipe.ddcd_target < 1:
+        raise InvalidInput("ddcd_target is a share of a window: use a number between 0 and 1")
+    return recipe
 
 
 def for_base(recipe: Recipe, parameters: int) -> Recipe:

@@ -1,6 +1,7 @@
 """Runs a causal LM over prompts with targets and takes the states at the positions that predict target tokens.
 
 Position t predicts token t+1, so the states of a target of n tokens begin at the prompt's last token and end before the target's last.
+Unshifted positions are those of the target's own tokens.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from worker.training.recipe import Reading
+
+OURS = Reading()
 MIN_SHARED = 8
 """A shorter common prefix is not worth a forward pass of its own."""
 
@@ -34,17 +38,24 @@ def pad(rows: Sequence[Sequence[int]], device: torch.device, pad_id: int = 0) ->
     return ids, mask
 
 
-def predicting(prompts: Sequence[int], targets: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+def predicting(prompts: Sequence[int], targets: Sequence[int], device: torch.device, reading: Reading = OURS) -> tuple[Tensor, Tensor]:
     """Row and column indices of the predicting positions, from prompt and target lengths; rows one after the other."""
+    shift = 1 if reading.positions == "shifted" else 0
     rows = torch.tensor([row for row, count in enumerate(targets) for _ in range(count)], device=device)
     columns = torch.tensor(
-        [column for prompt, count in zip(prompts, targets, strict=True) for column in range(prompt - 1, prompt - 1 + count)], device=device
+        [column for prompt, count in zip(prompts, targets, strict=True) for column in range(prompt - shift, prompt - shift + count)],
+        device=device,
     )
     return rows, columns
 
 
 def target_states(
-    body: nn.Module, prompts: Sequence[tuple[int, ...]], targets: Sequence[tuple[int, ...]], device: torch.device, prefix: Any = None
+    body: nn.Module,
+    prompts: Sequence[tuple[int, ...]],
+    targets: Sequence[tuple[int, ...]],
+    device: torch.device,
+    prefix: Any = None,
+    reading: Reading = OURS,
 ) -> list[Tensor]:
     """States of all layers 1..L as a list of [N, H]; N = all target tokens, example after example.
 
@@ -63,8 +74,8 @@ def target_states(
         mask = torch.cat([mask.new_ones(len(prompts), past), mask], dim=1)
         extra = {"past_key_values": prefix, "use_cache": True, "position_ids": torch.arange(past, past + ids.shape[1], device=device)[None]}
     output = body(input_ids=ids, attention_mask=mask, output_hidden_states=True, **{"use_cache": False, **extra})
-    rows, columns = predicting([len(prompt) for prompt in prompts], [len(target) for target in targets], device)
-    return [state[rows, columns] for state in output.hidden_states[1:]]
+    rows, columns = predicting([len(prompt) for prompt in prompts], [len(target) for target in targets], device, reading)
+    return [state[rows, columns] for state in output.hidden_states[0 if reading.embeddings else 1 :]]
 
 
 def common_length(prompts: Sequence[tuple[int, ...]]) -> int:

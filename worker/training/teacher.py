@@ -1,7 +1,8 @@
 """The teacher's states, computed once: base model with the context, over every example, cached on disk and memory-mapped.
 
 One file an example batch would tie the cache to an order; one file an example keeps it addressable and resumable. The final state is
-stored at the compute precision (the KL is rebuilt from it), the layers in `LAYER_DTYPE`.
+stored at the compute precision (the KL is rebuilt from it), the layers in `LAYER_DTYPE`. A cache is of one reading (recipe.Reading), which
+is not in its keys.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from worker.training.examples import Example
-from worker.training.states import shared_prefix, target_states
+from worker.training.recipe import Reading
+from worker.training.states import OURS, shared_prefix, target_states
 
 LAYER_DTYPE = torch.bfloat16
 BATCH = 8
@@ -25,14 +27,15 @@ BATCH = 8
 
 def example_key(example: Example) -> str:
     """Content address of an example: the same tokens give the same teacher."""
-    return hashlib.sha256(repr((example.teacher.ids, example.target)).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr((example.context.ids, example.target)).encode()).hexdigest()[:32]
 
 
 class TeacherCache:
     """`layers` [L, N, H] and `final` [N, H] of each example, N = its target length."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, layer_dtype: torch.dtype = LAYER_DTYPE) -> None:
         self._directory = directory
+        self._layer_dtype = layer_dtype
         directory.mkdir(parents=True, exist_ok=True)
 
     def has(self, example: Example) -> bool:
@@ -41,7 +44,7 @@ class TeacherCache:
     def put(self, example: Example, layers_LNH: Sequence[Tensor]) -> None:
         path = self._path(example)
         temporary = path.with_suffix(".tmp")
-        layers = torch.stack([state.to(LAYER_DTYPE) for state in layers_LNH])
+        layers = torch.stack([state.to(self._layer_dtype) for state in layers_LNH])
         save_file({"layers": layers.cpu().contiguous(), "final": layers_LNH[-1].cpu().contiguous()}, temporary)
         temporary.rename(path)
 
@@ -60,7 +63,12 @@ class TeacherCache:
 
 @torch.no_grad()
 def run_teacher(
-    body: nn.Module, examples: Sequence[Example], cache: TeacherCache, device: torch.device, step: Callable[[int, int], None]
+    body: nn.Module,
+    examples: Sequence[Example],
+    cache: TeacherCache,
+    device: torch.device,
+    step: Callable[[int, int], None],
+    reading: Reading = OURS,
 ) -> None:
     """Fill the cache. The bare prefix (header and context) of examples that share one is prefilled once for all of them.
 
@@ -69,7 +77,7 @@ def run_teacher(
     groups: dict[tuple[int, ...], list[Example]] = {}
     for example in examples:
         if not cache.has(example):
-            groups.setdefault(example.teacher.bare, []).append(example)
+            groups.setdefault(example.context.bare, []).append(example)
     done = len(examples) - sum(len(group) for group in groups.values())
     for bare, group in groups.items():
         prefix = shared_prefix(body, bare, device)
@@ -77,11 +85,16 @@ def run_teacher(
             batch = group[start : start + BATCH]
             copy = deepcopy(prefix)
             copy.batch_repeat_interleave(len(batch))
-            states = target_states(body, [e.teacher.adapted for e in batch], [e.target for e in batch], device, prefix=copy)
-            offset = 0
-            for example in batch:
-                rows = slice(offset, offset + len(example.target))
-                cache.put(example, [state[rows] for state in states])
-                offset = rows.stop
+            prompts, targets = [e.context.adapted for e in batch], [e.target for e in batch]
+            states = target_states(body, prompts, targets, device, prefix=copy, reading=reading)
+            _store(cache, batch, states)
             done += len(batch)
             step(done, len(examples))
+
+
+def _store(cache: TeacherCache, batch: Sequence[Example], states: Sequence[Tensor]) -> None:
+    offset = 0
+    for example in batch:
+        rows = slice(offset, offset + len(example.target))
+        cache.put(example, [state[rows] for state in states])
+        offset = rows.stop

@@ -67,6 +67,13 @@ def test_questions_are_held_out_and_other_kinds_stay() -> None:
     assert sum(pair.kind != "question" for pair in training) == 24
 
 
+def test_summaries_are_asked_for_in_the_same_words_and_stay_in_training() -> None:
+    """As synthesis makes them: one instruction of the student for all."""
+    pairs = [asking("Summarize the document.", "summary", f"Summary {i} of it.") for i in range(20)]
+    training, held_out = split_held_out(pairs, 0.1)
+    assert (len(training), len(held_out)) == (15, 5)
+
+
 @pytest.mark.parametrize("kind", ["summary", "recitation"])
 def test_without_questions_summaries_are_held_out_and_without_those_anything(kind: str) -> None:
     training, held_out = split_held_out(tiny_pairs(20, kind), 0.1)

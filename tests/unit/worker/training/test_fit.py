@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.support.tiny_training import CPU, RECIPE, TinyTraining, tiny_training
-from worker.training.fit import FitResult, FitState, Stopped, batch_at, held_out_loss, micro_batches, schedule
+from worker.training.fit import MICRO_LENGTH, FitResult, FitState, Stopped, batch_at, held_out_loss, micro_batches, schedule
 from worker.training.recipe import Recipe
 from worker.training.student import Student
 
@@ -114,6 +114,14 @@ def test_the_rate_warms_up_and_falls_along_a_cosine() -> None:
     assert schedule(0, replace(recipe, max_steps=1)) == 1.0
 
 
+def test_or_along_a_line() -> None:
+    recipe = replace(RECIPE, max_steps=100, warmup=0.1, decay="linear")
+    cosine = replace(recipe, decay="cosine")
+    rates = [schedule(step, recipe) for step in range(101)]
+    assert rates[:10] == [schedule(step, cosine) for step in range(10)]
+    assert rates[10:] == pytest.approx([1 - n / 90 for n in range(91)])
+
+
 def test_every_example_is_seen_once_an_epoch_in_an_order_of_its_own(tiny: TinyTraining) -> None:
     examples = tiny.training
     epochs = [batch_at(examples, len(examples), 3, step) for step in range(3)]
@@ -128,3 +136,13 @@ def test_micro_batches_are_of_one_kind(tiny: TinyTraining) -> None:
     assert [len(part) for part in parts] == [4, 3, 4, 3]
     assert all(len({e.kind for e in part}) == 1 for part in parts)
     assert sorted(map(id, mixed)) == sorted(id(e) for part in parts for e in part)
+
+
+def test_long_examples_pass_fewer_at_a_time(tiny: TinyTraining) -> None:
+    """As a base with a chunk of a document: its whole target is there to be predicted."""
+    lengths = [MICRO_LENGTH // 2] * 3 + [MICRO_LENGTH, 2 * MICRO_LENGTH, 2 * MICRO_LENGTH, 5 * MICRO_LENGTH]
+    student = tiny.training[0].student
+    examples = [replace(tiny.training[0], target=(65,) * (length - len(student))) for length in lengths]
+    parts = [[len(e) // (MICRO_LENGTH // 2) for e in part] for part in micro_batches(examples, 4)]
+    assert parts == [[1, 1, 1, 2], [4, 4], [10]]
+    assert [len(part) for part in micro_batches(examples, 1)] == [1] * 7

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from worker.training import pipeline
 from worker.training.fit import Stopped
 from worker.training.gate import Gate
 from worker.training.pipeline import Trained, TrainingSpec, train
-from worker.training.recipe import Recipe, as_json
+from worker.training.recipe import ObjectiveName, Recipe, as_json
 
 SMALL = replace(RECIPE, window_tokens=64, chunk_tokens=64, questions=1, question_tokens=8, recitations=1)
 TEXT = "\n\n".join(f"The gate {i} is painted in colour {i}." for i in range(8))
@@ -174,6 +174,25 @@ def test_a_module_that_learned_too_little_is_not_published(tmp_path: Path, base:
     assert (gate.passed, gate.required) == (False, 0.99)
     assert 0 < gate.improvement < 0.99
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+
+@pytest.mark.parametrize("name", get_args(ObjectiveName))
+def test_every_objective_makes_a_module_that_resumes_to_the_same(tmp_path: Path, base: BaseModel, name: ObjectiveName) -> None:
+    """With the texts and the stages that it needs, and no others."""
+    recipe = replace(SMALL, objective=name, summaries=4, gate_improvement=0.05, ddcd_windows=2)
+    whole = Job(tmp_path / "whole", base, recipe)
+    trained = whole.attempt()
+    manifest: dict[str, Any] = json.loads((trained.artefact.directory / "manifest.json").read_text())
+    assert manifest["objective"] == manifest["recipe"]["objective"] == name
+    assert manifest["held_out_loss_after"] < 0.95 * manifest["held_out_loss_before"]
+    asked = {"summary" if ask.instruction else "question" for ask in Writer.asked}
+    assert asked == {"lm": set(), "ddcd": set(), "pit": {"summary"}, "sdcd": {"summary"}, "mixed": {"summary", "question"}}[name]
+    assert bool(whole.steps("teaching")) is (name not in ("lm", "pit"))
+    assert (trained.gate.questions > 0) is (name == "mixed")
+    parts = Job(tmp_path / "parts", base, recipe)
+    with pytest.raises(Stopped):
+        parts.attempt(("fitting", 5))
+    assert parts.attempt().artefact.digest == trained.artefact.digest
 
 
 def test_a_document_without_sentences_teaches_nothing(tmp_path: Path, base: BaseModel) -> None:

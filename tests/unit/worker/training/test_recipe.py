@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 
 from server.errors import InvalidInput
-from worker.training.recipe import PRESETS, Recipe, as_json, for_base, recipe_for
+from worker.training.recipe import PRESETS, QUICK, ObjectiveName, Reading, Recipe, as_json, for_base, recipe_for
 
 
 def test_presets_are_named_as_they_say() -> None:
@@ -35,12 +36,33 @@ def test_named_fields_are_changed_and_the_preset_is_not() -> None:
         ("fast", {}, "'fast'"),
         ("quick", {"steps": 7}, "steps"),
         ("quick", {"preset": "paper"}, "preset"),
-        ("paper", {"objective": "lm"}, "objective"),
+        ("paper", {"objective": "kd"}, "'kd' in the recipe: use one of lm, pit, ddcd, sdcd, mixed"),
+        ("quick", {"objective": ["lm"]}, "objective"),
+        ("quick", {"hidden_term": "max"}, "mean, sum, mean_with_embeddings"),
+        ("quick", {"positions": "all"}, "shifted, unshifted"),
+        ("quick", {"decay": "none"}, "cosine, linear"),
+        ("quick", {"ddcd_target": 1.0}, "between 0 and 1"),
+        ("quick", {"ddcd_target": 0}, "between 0 and 1"),
     ],
 )
 def test_unknown_names_are_refused(preset: str, overrides: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidInput, match=named):
         recipe_for(preset, overrides)
+
+
+@pytest.mark.parametrize("objective", get_args(ObjectiveName))
+def test_a_preset_takes_any_objective(objective: ObjectiveName) -> None:
+    assert recipe_for("quick", {"objective": objective}) == replace(QUICK, objective=objective)
+
+
+def test_the_presets_read_the_papers_equations_our_way() -> None:
+    for recipe in PRESETS.values():
+        assert (recipe.hidden_term, recipe.positions, recipe.decay, recipe.ddcd_target) == ("mean", "shifted", "cosine", 0.5)
+        assert recipe.reading == Reading(positions="shifted", embeddings=False)
+    assert replace(QUICK, hidden_term="mean_with_embeddings", positions="unshifted").reading == Reading(
+        positions="unshifted", embeddings=True
+    )
+    assert not replace(QUICK, hidden_term="sum").reading.embeddings
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

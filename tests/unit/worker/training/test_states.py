@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tests.support.tiny_models import tiny_base
 from worker.training import states
+from worker.training.recipe import Reading
 from worker.training.states import common_length, target_states
 
 CPU = torch.device("cpu")
@@ -39,6 +40,17 @@ def test_states_are_those_before_each_target_token() -> None:
     got = target_states(base.model.base_model, PROMPTS[:1], TARGETS[:1], CPU)[-1]
     whole = base.model.base_model(torch.tensor([PROMPTS[0] + TARGETS[0]])).last_hidden_state[0]
     torch.testing.assert_close(got, whole[len(PROMPTS[0]) - 1 : -1])
+
+
+def test_or_those_of_each_target_token_and_of_the_embeddings() -> None:
+    base = tiny_base("llama", torch.float64)
+    got = target_states(base.model.base_model, PROMPTS, TARGETS, CPU, reading=Reading(positions="unshifted", embeddings=True))
+    for layer, found in enumerate(got):
+        alone = [base.model.base_model(torch.tensor([p + t]), output_hidden_states=True) for p, t in zip(PROMPTS, TARGETS, strict=True)]
+        wanted = [one.hidden_states[layer][0, len(prompt) :] for one, prompt in zip(alone, PROMPTS, strict=True)]
+        torch.testing.assert_close(found, torch.cat(wanted), atol=1e-6, rtol=1e-6)
+    assert len(got) == 3
+    torch.testing.assert_close(got[0], base.model.get_input_embeddings()(torch.tensor([token for target in TARGETS for token in target])))
 
 
 @pytest.mark.parametrize(("prompts", "length"), [([(1, 2, 3)], 0), ([(1, 2), (1, 2)], 1), ([(1, 2), (3, 4)], 0), ([(1,), (1, 2)], 0)])

@@ -93,7 +93,7 @@ def test_states_are_those_of_the_base_with_the_context(base: BaseModel, examples
     some = [examples[9], examples[0]]
     layers, final = cache.get(some, CPU)
     with torch.no_grad():
-        expected = [target_states(base.model.base_model, [e.teacher.ids], [e.target], CPU) for e in some]
+        expected = [target_states(base.model.base_model, [e.context.ids], [e.target], CPU) for e in some]
     wanted = torch.cat([torch.stack(states) for states in expected], dim=1)
     assert (layers.dtype, layers.shape) == (LAYER_DTYPE, wanted.shape)
     torch.testing.assert_close(final, wanted[-1], atol=1e-5, rtol=1e-5)

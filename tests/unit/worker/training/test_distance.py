@@ -1,11 +1,12 @@
-"""The distillation loss against a literal re-implementation of its definition."""
+"""The distillation loss of states against a literal re-implementation of its definition."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from worker.training.objectives import BLOCK, dcd_loss
+from worker.training.blockwise import BLOCK
+from worker.training.distance import dcd_loss
 
 
 def literal(student: list[Tensor], teacher: Tensor, head: nn.Linear) -> Tensor:
