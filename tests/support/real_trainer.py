@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -64,10 +65,11 @@ def write_spec(job: Path, base: Path, **changes: Any) -> None:
 class RealTrainer:
     """A process over a job's directory; `said` holds its events up to now, its standard error is `trainer.log`."""
 
-    def __init__(self, job: Path, log: Any) -> None:
+    def __init__(self, job: Path, log: Any, environment: dict[str, str]) -> None:
         self.said: list[dict[str, Any]] = []
         command = [sys.executable, "-m", "worker.train", str(job)]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, text=True, **pipes)
 
     def until(self, stage: str, done: int) -> None:
         """Read on to a point of its progress, which must come."""
@@ -100,10 +102,10 @@ class RealTrainer:
 
 
 @contextmanager
-def real_trainer(job: Path) -> Iterator[RealTrainer]:
+def real_trainer(job: Path, **environment: str) -> Iterator[RealTrainer]:
     """Killed at the end if the test has not ended it."""
     with (job / "trainer.log").open("ab") as log:
-        trainer = RealTrainer(job, log)
+        trainer = RealTrainer(job, log, environment)
         with trainer.process:
             try:
                 yield trainer
