@@ -117,7 +117,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--points",
         type=_points,
         metavar="S:N,...",
-        help="throughput at these points alone, once each, however long: km+ke:16,base:16,base:1",
+        help="throughput at these points alone, once each: km+ke:16,base:1",
     )
     parser.add_argument("--parts", type=_Names(PARTS), default=PARTS, metavar="A,B,...", help=f"default: all of {','.join(PARTS)}")
     arguments = parser.parse_args(argv)

@@ -1,0 +1,139 @@
+"""Measurements behind choices of the engine on a CPU: how thin products are laid out, one team of threads, blocks copied between rows.
+
+    python -m benchmarks.engine_choices --json OUT [--threads N]
+
+OUT gets {"thin": [{"rows", "layer", "linear_us", "thin_us"}], "teams": {"alone_ms", "second_team_ms"}, "copies": {"tokens", "read_ms"}}:
+the best of several rounds, but of `teams` the median step of 16 requests over SmolLM2. About two minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from server.engine.apart import apart
+from server.engine.base_model import DEFAULT_BASE, BaseModel, load_base, prepare_base
+from server.engine.batch_engine import BatchEngine
+from server.engine.kv_cache import KvCache
+from server.engine.options import EngineOptions
+from server.engine.prefix_cache import PrefixCache
+from server.engine.prompt import Prompt
+from server.engine.request import EngineRequest, Sampling
+from server.engine.thin import forward_of
+
+MODELS = Path("~/.cache/kmserve/models")
+LAYERS = {
+    "q": (576, 576),
+    "k": (192, 576),
+    "qkv": (960, 576),
+    "up": (1536, 576),
+    "gate+up": (3072, 576),
+    "down": (576, 1536),
+    "head": (49152, 576),
+}
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+BEYOND_CACHE = 80_000_000
+"""Bytes of copies of a layer that take turns, so that weights come from memory as they do in a model."""
+REQUESTS, PROMPT_TOKENS, STEPS = 16, 128, 16
+COPIED_TOKENS = 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine_choices", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, required=True, metavar="OUT", help="where the report goes")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="default: all cores")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    apart(torch.set_num_threads, arguments.threads)
+    report = {"threads": arguments.threads, "torch": torch.__version__}
+    for name, measure in (("thin", thin_products), ("teams", teams), ("copies", copies)):
+        print(f"{name} ...", flush=True)
+        report[name] = measure(arguments.threads) if name == "teams" else apart(measure)
+        print(json.dumps(report[name], indent=1), flush=True)
+    arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+@torch.no_grad()
+def thin_products() -> list[dict[str, Any]]:
+    found = []
+    for rows in ROWS:
+        for layer, (out, width) in LAYERS.items():
+            copies = max(1, BEYOND_CACHE // (4 * out * width))
+            layers = [nn.Linear(width, out, bias=False).requires_grad_(False) for _ in range(copies)]
+            x = torch.randn(1, rows, width)
+            seconds = [_each(forwards, x) for forwards in ([layer.forward for layer in layers], [forward_of(layer) for layer in layers])]
+            found.append({"rows": rows, "layer": layer, "linear_us": round(1e6 * seconds[0]), "thin_us": round(1e6 * seconds[1])})
+    return found
+
+
+def teams(threads: int) -> dict[str, float]:
+    """A step of the engine on a thread of its own; then with another thread alive that has computed in parallel and does nothing."""
+    base = apart(load_base, prepare_base(DEFAULT_BASE, MODELS.expanduser()), device="cpu", dtype="float32")
+    base = replace(base, eos_ids=frozenset())
+    alone = apart(_step, base, threads)
+    torch.set_num_threads(threads)
+    torch.ones(512, 512) @ torch.ones(512, 512)  # this thread has a team from now on
+    return {"alone_ms": alone, "second_team_ms": apart(_step, base, threads)}
+
+
+def copies() -> dict[str, float]:
+    """Blocks of a prompt from the prefix cache into a row of SmolLM2's shape: 30 layers of 3 heads of 64."""
+    rows, prefixes, like = (
+        KvCache(4 * COPIED_TOKENS),
+        PrefixCache(2 * COPIED_TOKENS, EngineOptions().block_tokens),
+        torch.zeros(1, 3, 1, 64),
+    )
+    source, target = rows.take(COPIED_TOKENS), rows.take(COPIED_TOKENS)
+    assert source is not None
+    assert target is not None
+    for layer in range(30):
+        source.pool.layer(layer, like, like)
+    keys = [number.to_bytes(4, "little") for number in range(COPIED_TOKENS // prefixes.block)]
+    prefixes.write(keys, source, 0, "benchmark")
+    return {"tokens": COPIED_TOKENS, "read_ms": round(1e3 * min(_seconds(lambda: prefixes.read(keys, target, 0)) for _ in range(20)), 2)}
+
+
+def _step(base: BaseModel, threads: int) -> float:
+    """Milliseconds, the median."""
+    engine = BatchEngine(base, EngineOptions(max_batch=REQUESTS, threads=threads, prefix_tokens=0))
+    try:
+        for number in range(REQUESTS):
+            prompt = Prompt(bare=tuple(10 + number * PROMPT_TOKENS + place for place in range(PROMPT_TOKENS)), adapted=())
+            sampling = Sampling(max_tokens=3 * STEPS)
+            request = EngineRequest(request_id=str(number), tenant="benchmark", prompt=prompt, sampling=sampling)
+            engine.add(engine.generation(request, lambda event: None))
+        while any(sequence.computed < PROMPT_TOKENS for sequence in engine.scheduler):
+            engine.step()
+        return round(1e3 * statistics.median(_seconds(engine.step) for _ in range(STEPS)), 1)
+    finally:
+        engine.close()
+
+
+def _each(forwards: list[Callable[[torch.Tensor], torch.Tensor]], x: torch.Tensor) -> float:
+    """Seconds a call, the best of three rounds over all of them."""
+
+    def every() -> None:
+        for forward in forwards:
+            forward(x)
+
+    every()
+    return min(_seconds(every) for _ in range(3)) / len(forwards)
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
