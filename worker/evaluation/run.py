@@ -17,7 +17,7 @@ from server.retrieval.passages import token_counter
 from server.retrieval.types import Embedding
 from worker.evaluation.answers import EngineReader, Reader, Remembered, Results
 from worker.evaluation.artefacts import TrainedArtefacts, extractor_of
-from worker.evaluation.datasets import load_documents
+from worker.evaluation.datasets import DATASETS, load_documents
 from worker.evaluation.documents import Document
 from worker.evaluation.figure import draw_figure
 from worker.evaluation.l2_compression import CompressedReader
@@ -99,7 +99,7 @@ def describe(arguments: argparse.Namespace, base: BaseModel, documents: Sequence
     """Everything that the figures depend on."""
     questions = sum(len(document.questions) for document in documents)
     return {
-        "dataset": f"{arguments.dataset}, split {arguments.split or 'default'}",
+        "dataset": f"{arguments.dataset}, split {arguments.split or DATASETS[arguments.dataset].splits[0]}",
         "documents": f"{len(documents)} with {questions} questions: {', '.join(document.name for document in documents)}",
         "base": f"{base.name}, fingerprint {base.fingerprint[:16]}, {base.device.type}, {base.dtype}",
         "passages": f"at most {arguments.passage_tokens} tokens, {arguments.embedder or 'packaged'} embedder",

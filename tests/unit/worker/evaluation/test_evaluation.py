@@ -85,6 +85,7 @@ def test_the_whole_table_and_again_without_computing(house: Path, monkeypatch: p
     assert module["measures"]["gold_nll"] != base["measures"]["gold_nll"]
     assert base["prompt_tokens"] == module["prompt_tokens"] < one["prompt_tokens"] < two["prompt_tokens"]
     assert set(module["against_previous"]) == set(base["measures"])
+    assert report["setting"]["dataset"] == "fairytaleqa, split val"
     assert report["setting"]["documents"].startswith("2 with 3 questions")
     questions = [json.loads(line) for line in (house / "out" / "questions.jsonl").read_text().splitlines()]
     assert len(questions) == 3 * len(labels)
