@@ -129,14 +129,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _points(text: str) -> tuple[Cell, ...]:
-    """Scenario and requests at once, with a module for each of them."""
+    """Scenario, requests at once and, where it is not as many, different modules among them."""
     found = []
     for point in filter(None, (part.strip() for part in text.split(","))):
-        scenario, _, count = point.partition(":")
-        if scenario not in SCENARIOS:
-            raise argparse.ArgumentTypeError(f"{scenario!r} is none of {', '.join(SCENARIOS)}")
-        requests = _positive(count)
-        found.append(Cell(scenario=scenario, concurrency=requests, adapters=0 if scenario == BASE else requests))
+        scenario, *numbers = point.split(":")
+        if scenario not in SCENARIOS or not 1 <= len(numbers) <= 2:
+            raise argparse.ArgumentTypeError(f"{point!r} is not one of {', '.join(SCENARIOS)} with numbers, like km+ke:16 or km+ke:16:4")
+        requests, modules = _positive(numbers[0]), _positive(numbers[-1])
+        if modules > requests:
+            raise argparse.ArgumentTypeError(f"{point!r}: there are no more modules than requests")
+        found.append(Cell(scenario=scenario, concurrency=requests, adapters=0 if scenario == BASE else modules))
     return tuple(found)
 
 

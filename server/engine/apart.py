@@ -1,8 +1,8 @@
 """Work with torch beside the engine's thread: on a thread that ends, so that its team of CPU threads ends with it.
 
 Every thread that computes in parallel keeps a team of OpenMP threads for its lifetime. Once there are more of them than cores, the OpenMP
-library no longer lets an idle one spin for a moment but puts it to sleep at once, and waking it costs more than the small products of a
-decoding step: with a second team in the process a step of 16 requests takes 1.4 times as long. docs/performance.md has the measurement.
+library no longer lets an idle one spin for a moment but puts it to sleep at once, and waking it may cost more than the small products of
+a decoding step (docs/adr/0012).
 """
 
 from __future__ import annotations

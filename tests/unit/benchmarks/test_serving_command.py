@@ -127,13 +127,17 @@ def test_the_table_tells_every_part(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_points_are_measured_instead_of_the_suites() -> None:
-    points = parse_arguments(["--suite", "full", "--json", "o", "--points", "km+ke:16, base:1"]).points
-    assert points == (Cell(scenario="km+ke", concurrency=16, adapters=16), Cell(scenario="base", concurrency=1, adapters=0))
+    points = parse_arguments(["--suite", "full", "--json", "o", "--points", "km+ke:16, base:1, km:16:4"]).points
+    assert points == (
+        Cell(scenario="km+ke", concurrency=16, adapters=16),
+        Cell(scenario="base", concurrency=1, adapters=0),
+        Cell(scenario="km", concurrency=16, adapters=4),
+    )
     assert size_of("full", "cpu", points).points == points
     assert size_of("full", "cpu", points).rounds == 1
 
 
-@pytest.mark.parametrize("points", ["km:0", "km", "other:4", "base:x"])
+@pytest.mark.parametrize("points", ["km:0", "km", "other:4", "base:x", "km:4:5", "km:4:2:1"])
 def test_points_that_are_none(points: str) -> None:
     with pytest.raises(SystemExit):
         parse_arguments(["--suite", "full", "--json", "o", "--points", points])
