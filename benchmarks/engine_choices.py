@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from server.engine.options import EngineOptions
 from server.engine.prefix_cache import PrefixCache
 from server.engine.prompt import Prompt
 from server.engine.request import EngineRequest, Sampling
-from server.engine.thin import forward_of
+from server.engine.thin import Forward, forward_of
 
 MODELS = Path("~/.cache/kmserve/models")
 LAYERS = {
@@ -54,10 +55,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     apart(torch.set_num_threads, arguments.threads)
-    report = {"threads": arguments.threads, "torch": torch.__version__}
-    for name, measure in (("thin", thin_products), ("teams", teams), ("copies", copies)):
+    report: dict[str, Any] = {"threads": arguments.threads, "torch": torch.__version__}
+    parts: dict[str, Callable[[], Any]] = {
+        "thin": partial(apart, thin_products),
+        "teams": partial(teams, arguments.threads),
+        "copies": partial(apart, copies),
+    }
+    for name, measure in parts.items():
         print(f"{name} ...", flush=True)
-        report[name] = measure(arguments.threads) if name == "teams" else apart(measure)
+        report[name] = measure()
         print(json.dumps(report[name], indent=1), flush=True)
     arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
@@ -66,12 +72,12 @@ def main() -> None:
 def thin_products() -> list[dict[str, Any]]:
     found = []
     for rows in ROWS:
-        for layer, (out, width) in LAYERS.items():
+        for name, (out, width) in LAYERS.items():
             copies = max(1, BEYOND_CACHE // (4 * out * width))
             layers = [nn.Linear(width, out, bias=False).requires_grad_(False) for _ in range(copies)]
             x = torch.randn(1, rows, width)
-            seconds = [_each(forwards, x) for forwards in ([layer.forward for layer in layers], [forward_of(layer) for layer in layers])]
-            found.append({"rows": rows, "layer": layer, "linear_us": round(1e6 * seconds[0]), "thin_us": round(1e6 * seconds[1])})
+            linear, thin = (_each([way(layer) for layer in layers], x) for way in (_plain, forward_of))
+            found.append({"rows": rows, "layer": name, "linear_us": round(1e6 * linear), "thin_us": round(1e6 * thin)})
     return found
 
 
@@ -118,7 +124,11 @@ def _step(base: BaseModel, threads: int) -> float:
         engine.close()
 
 
-def _each(forwards: list[Callable[[torch.Tensor], torch.Tensor]], x: torch.Tensor) -> float:
+def _plain(layer: nn.Linear) -> Forward:
+    return layer.forward
+
+
+def _each(forwards: list[Forward], x: torch.Tensor) -> float:
     """Seconds a call, the best of three rounds over all of them."""
 
     def every() -> None:

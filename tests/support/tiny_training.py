@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -92,3 +93,18 @@ def tiny_training(folder: Path) -> TinyTraining:
     teacher = TeacherCache(folder / "teacher")
     run_teacher(base.model.base_model, examples, teacher, CPU, lambda done, total: None)
     return TinyTraining(folder=folder, base=base, training=examples[3:], held_out=examples[:3], pairs=pairs[:3], teacher=teacher)
+
+
+TWO_STEPS: dict[str, Any] = {
+    "rank": 4,
+    "max_steps": 2,
+    "batch_size": 2,
+    "micro_batch": 2,
+    "evaluate_every": 2,
+    "questions": 0,
+    "summaries": 1,
+    "summary_tokens": 8,
+    "chunk_tokens": 64,
+    "recitations": 2,
+}
+"""Changes to a recipe that make a training a matter of a second."""

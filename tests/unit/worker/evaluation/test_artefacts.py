@@ -14,23 +14,12 @@ from server.errors import InvalidInput
 from server.modules.artefact import read_artefact
 from tests.support.artefacts import read, write_extractor, write_module
 from tests.support.tiny_models import FINGERPRINT, tiny_base
+from tests.support.tiny_training import TWO_STEPS
 from worker.evaluation.artefacts import ArtefactUnavailable, TrainedArtefacts, extractor_of
 from worker.evaluation.documents import Document
 
 TEXT = "\n\n".join(f"The gate {i} is painted in colour {i}." for i in range(6))
 GATES = Document(name="gates", text=TEXT, questions=())
-QUICK = {
-    "rank": 4,
-    "max_steps": 2,
-    "batch_size": 2,
-    "micro_batch": 2,
-    "evaluate_every": 2,
-    "questions": 0,
-    "summaries": 1,
-    "summary_tokens": 8,
-    "chunk_tokens": 64,
-    "recitations": 2,
-}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +43,7 @@ class Made:
             base,
             cache,
             preset="quick",
-            overrides={**QUICK, **recipe},
+            overrides={**TWO_STEPS, **recipe},
             seed=seed,
             retriever=retriever,
             on_progress=lambda doing, done, total: self.heard.append(doing),

@@ -15,22 +15,11 @@ from server.cli_eval import arguments as command_line
 from tests.support.base_files import save, stretched
 from tests.support.embeddings import FakeEmbedder
 from tests.support.tiny_fairytaleqa import write_story
+from tests.support.tiny_training import TWO_STEPS
 from worker.evaluation import answers, artefacts
 from worker.evaluation.arguments import parse_arguments
 from worker.evaluation.run import run
 
-RECIPE = {
-    "rank": 4,
-    "max_steps": 2,
-    "batch_size": 2,
-    "micro_batch": 2,
-    "evaluate_every": 2,
-    "questions": 0,
-    "summaries": 1,
-    "summary_tokens": 8,
-    "chunk_tokens": 64,
-    "recitations": 2,
-}
 ROWS = "base,KM_mixed,RAG,RAG+KM"
 
 
@@ -54,7 +43,7 @@ def arguments(house: Path, **options: Any) -> Any:
         "rows": ROWS,
         "passages": "1,2",
         "passage_tokens": 48,
-        "recipe": json.dumps(RECIPE),
+        "recipe": json.dumps(TWO_STEPS),
         "out": house / "out",
         "cache": house / "cache",
         **options,
@@ -160,7 +149,7 @@ def test_the_commands_options_are_those_of_the_evaluation(house: Path) -> None:
     parsed = vars(arguments(house, **options))
     assert {name: parsed[name] for name in options} == options
     assert parsed["rows"] == ROWS.split(",")
-    assert parsed["recipe"] == RECIPE
+    assert parsed["recipe"] == TWO_STEPS
 
 
 def test_nothing_given_is_nothing_passed() -> None:
