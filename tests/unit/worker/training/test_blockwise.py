@@ -88,6 +88,7 @@ def test_sums_are_taken_in_float32_at_least(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("which", ["kl", "nll"])
+@pytest.mark.slow
 def test_memory_is_that_of_a_block_however_many_tokens_there_are(which: str) -> None:
     """The peak of a process, backward included. In float32 [tokens, vocabulary] is 134 MB for the 2048 tokens here, a block of it 8 MB."""
     if not Path("/proc/self/status").exists():
