@@ -1,12 +1,15 @@
-"""The engine's random walk at full length: no wrong answer, nothing shared across tenants, nothing left held."""
+"""The engine's random walk at full length: no wrong answer, nothing shared across tenants, nothing left held. A short one is a unit test."""
 
 from __future__ import annotations
+
+import pytest
 
 from tests.support.engine_walk import Walk
 
 STEPS = 10_000
 
 
+@pytest.mark.slow
 def test_ten_thousand_random_steps() -> None:
     walk = Walk(seed=0)
     try:
