@@ -1,4 +1,4 @@
-"""The engine's random walk at full length: no wrong answer, nothing shared across tenants, nothing left held. A short one is a unit test."""
+"""The engine's random walk at full length: no wrong answer, nothing shared, nothing left held. A short one runs with the unit tests."""
 
 from __future__ import annotations
 
