@@ -63,9 +63,12 @@ class BatchEngine:
 
     def scoring(self, request: EngineRequest, continuations: Sequence[str], emit: Emit) -> Scoring:
         """Like `generation`; `request.sampling` is ignored."""
-        tokenised = [(text, plain_ids(self.base.tokenizer, text)) for text in continuations]
-        self._check(request, max((len(ids) for _, ids in tokenised), default=0))
-        sequence = Scoring(request, tokenised, emit)
+        return self.scoring_tokens(request, [(text, plain_ids(self.base.tokenizer, text)) for text in continuations], emit)
+
+    def scoring_tokens(self, request: EngineRequest, continuations: Sequence[tuple[str, tuple[int, ...]]], emit: Emit) -> Scoring:
+        """Of continuations that are tokens already, each with the text that its score will name."""
+        self._check(request, max((len(ids) for _, ids in continuations), default=0))
+        sequence = Scoring(request, continuations, emit)
         sequence.chain = self._chain(request)
         return sequence
 
@@ -114,7 +117,10 @@ class BatchEngine:
             self._fail(sequence, error)
 
     def forget(self, tenant: str) -> None:
-        """Drop what is cached of a tenant's prompts and answers."""
+        """Drop what is cached of a tenant's prompts and answers; what its requests in flight compute is not kept either."""
+        for sequence in self.scheduler:
+            if sequence.request.tenant == tenant:
+                sequence.chain = None
         self.scheduler.prefixes.forget(tenant)
 
     def fail_all(self, error: KmserveError) -> None:

@@ -78,13 +78,17 @@ class PrefixCache:
 
     def forget(self, owner: str) -> None:
         """Drop and zero every block of a tenant."""
-        for key in [key for key, name in self._owners.items() if name == owner]:
-            place = self._blocks.pop(key)
+        keys = [key for key, name in self._owners.items() if name == owner]
+        if not keys:
+            return
+        places = [self._blocks.pop(key) for key in keys]
+        for key in keys:
             del self._owners[key]
-            self._free.append(place)
-            for stored in self._layers.values():
-                for mine in stored:
-                    mine[place].zero_()
+        index = self._index(places)
+        for stored in self._layers.values():
+            for mine in stored:
+                mine.index_fill_(0, index, 0)
+        self._free += places
 
     def stats(self) -> dict[str, float]:
         return {**self._counts, "blocks": float(len(self._blocks)), "bytes": float(self._bytes())}

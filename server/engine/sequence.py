@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from enum import StrEnum
@@ -44,7 +45,7 @@ class Status(StrEnum):
 _NEXT = {Status.WAITING: {Status.RUNNING, Status.FINISHED}, Status.RUNNING: {Status.FINISHED}, Status.FINISHED: set[Status]()}
 
 
-class Live:
+class Live(ABC):
     """What generating and scoring share. `tokens` are to be computed from `computed` on; logits are wanted from `wanted` on."""
 
     def __init__(self, request: EngineRequest, reserve: int, emit: Emit) -> None:
@@ -72,8 +73,8 @@ class Live:
         self.expires = math.inf if request.timeout is None else time.monotonic() + request.timeout
 
     @property
-    def wanted(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def wanted(self) -> int: ...
 
     @property
     def cost(self) -> int:

@@ -148,6 +148,18 @@ def test_a_forgotten_tenant_starts_anew(make: Make) -> None:
     assert engine.stats()["prefix_blocks"] == 0
 
 
+def test_what_a_forgotten_tenants_requests_go_on_to_compute_is_not_kept(make: Make, oracle: Oracle) -> None:
+    """A document is deleted while a question over its passages is being answered."""
+    engine = make(block_tokens=8, step_tokens=16)
+    request = asking("1", 1)
+    ear = start(engine, request)
+    engine.step()
+    engine.forget("tenant")
+    finish(engine)
+    assert ear.tokens == spoken(oracle, request.prompt, 3)
+    assert engine.stats()["prefix_blocks"] == 0
+
+
 def test_without_a_budget_nothing_is_shared(make: Make) -> None:
     engine = make(prefix_tokens=0)
     for _ in range(2):
