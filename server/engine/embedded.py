@@ -27,6 +27,9 @@ from server.modules.artefact import read_artefact
 
 logger = logging.getLogger(__name__)
 
+_PATIENCE_SECONDS = 0.5
+"""Where all requests wait for loads, deadlines are looked at this often."""
+
 
 class EmbeddedEngine:
     """Implements `Engine`. Holds the model from construction until `drain` has put it back as it was."""
@@ -132,12 +135,13 @@ class EmbeddedEngine:
                 while len(self._batch.scheduler):
                     stepped = self._batch.step()
                     self._outbox.flush()
-                    self._read_mail(wait=not stepped and len(self._batch.scheduler) > 0)
+                    self._read_mail(wait=not stepped and len(self._batch.scheduler) > 0, seconds=_PATIENCE_SECONDS)
             self._outbox.flush()
 
-    def _read_mail(self, wait: bool) -> None:
+    def _read_mail(self, wait: bool, seconds: float | None = None) -> None:
+        """All that has come; first wait for something, for ever or so many seconds."""
         try:
-            command = self._mailbox.get(block=wait)
+            command = self._mailbox.get(block=wait, timeout=seconds)
             while True:
                 command()
                 command = self._mailbox.get_nowait()

@@ -28,22 +28,42 @@ def generate_batch(
     model is as before when this returns.
     """
     texts: list[str | None] = [None] * len(requests)
+    collectors = [_Collector() for _ in requests]
     engine = BatchEngine(base, options or EngineOptions())
-    waiting, running = list(enumerate(requests))[::-1], dict[int, _Collector]()
+
+    def start(index: int) -> None:
+        engine.add(engine.generation(requests[index], collectors[index]))
+
+    def finished(index: int) -> bool:
+        if collectors[index].ended:
+            texts[index] = text = collectors[index].text()
+            on_finished(index, text)
+        return collectors[index].ended
+
     try:
-        while (waiting or running) and not should_stop():
-            while waiting and len(running) < engine.options.max_batch:
-                index, request = waiting.pop()
-                running[index] = _Collector()
-                engine.add(engine.generation(request, running[index]))
-            if not engine.step():
-                engine.wait_for_load(LOAD_SECONDS)
-            for index in [index for index, collector in running.items() if collector.ended]:
-                texts[index] = text = running.pop(index).text()
-                on_finished(index, text)
+        run_together(engine, len(requests), start, finished, should_stop)
         return texts
     finally:
         engine.close()
+
+
+def run_together(
+    engine: BatchEngine,
+    requests: int,
+    start: Callable[[int], None],
+    finished: Callable[[int], bool],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """So many requests in their order, as many at once as the engine runs: `start(index)` adds one, `finished(index)` says whether it has
+    ended and takes what it was told."""
+    waiting, running = list(range(requests))[::-1], list[int]()
+    while (waiting or running) and not should_stop():
+        while waiting and len(running) < engine.options.max_batch:
+            running.append(waiting.pop())
+            start(running[-1])
+        if not engine.step():
+            engine.wait_for_load(LOAD_SECONDS)
+        running = [index for index in running if not finished(index)]
 
 
 class _Collector:

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from server.engine.base_model import BaseModel
 from server.engine.embedded import EmbeddedEngine
 from server.engine.options import EngineOptions
 from server.engine.request import ArtefactRef, Delta, Engine, EngineRequest, FinishReason
-from server.errors import ContextLimit, DocumentNotFound, EngineStopped, ModuleCorrupt, TooManyRequests, Unavailable
+from server.errors import ContextLimit, DeadlineExceeded, DocumentNotFound, EngineStopped, ModuleCorrupt, TooManyRequests, Unavailable
 from tests.support.oracle import Oracle
 from tests.support.tiny_models import Shelf, tiny_artefact, tiny_base, tiny_prompt, tiny_request
 
@@ -27,16 +28,6 @@ def base() -> BaseModel:
     """Without an end of turn: requests last as long as they may."""
     base = tiny_base("llama", torch.float64)
     return BaseModel(**{**base.__dict__, "eos_ids": frozenset()})
-
-
-@pytest.fixture(scope="module")
-def oracle(base: BaseModel) -> Oracle:
-    return Oracle(base)
-
-
-@pytest.fixture
-def shelf() -> Shelf:
-    return Shelf()
 
 
 @pytest_asyncio.fixture
@@ -156,6 +147,24 @@ async def test_loading_does_not_hold_up_others(base: BaseModel, shelf: Shelf) ->
     assert not waiting.done()
     arrived.set()
     assert tokens(await waiting)
+    await engine.drain()
+
+
+async def test_a_load_that_hangs_does_not_outlast_the_deadline_of_who_waits(base: BaseModel, shelf: Shelf) -> None:
+    """Nothing else wakes the engine: neither mail nor a step."""
+    arrived = threading.Event()
+
+    def slowly(ref: ArtefactRef, *others: object) -> object:
+        assert arrived.wait(10)
+        return shelf.artefacts[ref.digest]
+
+    engine = EmbeddedEngine(base, read=slowly)  # type: ignore[arg-type]
+    engine.start()
+    request = tiny_request("slow", tiny_prompt(1), shelf.put("module", tiny_artefact(base, 1)))
+    async with asyncio.timeout(5):
+        with pytest.raises(DeadlineExceeded):
+            await read(engine, replace(request, timeout=0.1))
+    arrived.set()
     await engine.drain()
 
 
