@@ -8,17 +8,17 @@ from __future__ import annotations
 import logging
 import re
 import sys
-import time
 import uuid
 from collections.abc import MutableMapping
 from typing import Any, Final, TextIO
 
 import structlog
 from asgi_correlation_id import CorrelationIdMiddleware, correlation_id
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.typing import Processor
 
 from server.settings import Settings
+from server.timed_requests import TimedRequests
 
 REQUEST_ID_HEADER: Final = "X-Request-ID"
 _ACCEPTED = re.compile(r"[A-Za-z0-9._-]{8,64}")
@@ -68,30 +68,17 @@ def with_request_id(app: ASGIApp) -> ASGIApp:
     )
 
 
-class AccessLog:
+class AccessLog(TimedRequests):
     """One line for each request: method, path, status, seconds. Health checks are logged at debug level."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        structlog.contextvars.clear_contextvars()
-        started, status = time.perf_counter(), 0
+        if scope["type"] == "http":
+            structlog.contextvars.clear_contextvars()
+        await super().__call__(scope, receive, send)
 
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched)
-        finally:
-            seconds = round(time.perf_counter() - started, 4)
-            level = logging.DEBUG if scope["path"].startswith("/health/") else logging.INFO
-            log.log(level, "request", method=scope["method"], path=scope["path"], status=status, seconds=seconds)
+    def tell(self, scope: Scope, status: int, seconds: float) -> None:
+        level = logging.DEBUG if scope["path"].startswith("/health/") else logging.INFO
+        log.log(level, "request", method=scope["method"], path=scope["path"], status=status, seconds=round(seconds, 4))
 
 
 def _request_id(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Histogram
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
+
+from server.timed_requests import TimedRequests
 
 NO_ROUTE: Final = "none"
 """Of a path that is no operation's, be it there or not."""
@@ -33,26 +34,13 @@ class HttpMetrics:
         self._seconds.labels(route, known, str(status) if status else NO_ANSWER).observe(seconds)
 
 
-class MeasuredRequests:
+class MeasuredRequests(TimedRequests):
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
-        self._app = app
+        super().__init__(app)
         self._metrics = metrics
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        started, status = time.perf_counter(), 0
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched)
-        finally:
-            self._metrics.observe(_route(scope), scope["method"], status, time.perf_counter() - started)
+    def tell(self, scope: Scope, status: int, seconds: float) -> None:
+        self._metrics.observe(_route(scope), scope["method"], status, seconds)
 
 
 def _route(scope: Scope) -> str:
