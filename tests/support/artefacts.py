@@ -27,6 +27,8 @@ SHAPES = {
     "model.layers.1.self_attn.q_proj": (6, 6),
 }
 BASE_NAME = "tiny-base"
+ADAPTER, CONFIG, MANIFEST, COMPOSITION = "adapter_model.safetensors", "adapter_config.json", "manifest.json", "composition.safetensors"
+FILES = [ADAPTER, CONFIG, MANIFEST, COMPOSITION]
 
 Tensors = dict[str, Tensor]
 

@@ -24,7 +24,11 @@ from server.modules.digest import composition_digest, lora_digest
 from server.modules.manifest import parse_manifest
 from server.modules.peft_format import tensor_names
 from tests.support.artefacts import (
+    ADAPTER,
     BASE_NAME,
+    COMPOSITION,
+    CONFIG,
+    MANIFEST,
     OTHER,
     SHAPES,
     composition,
@@ -37,8 +41,6 @@ from tests.support.artefacts import (
     write_module,
 )
 
-ADAPTER, CONFIG, MANIFEST, COMPOSITION = "adapter_model.safetensors", "adapter_config.json", "manifest.json", "composition.safetensors"
-FILES = [ADAPTER, CONFIG, MANIFEST, COMPOSITION]
 LAYER = next(iter(SHAPES))
 A, B = tensor_names(LAYER)
 

@@ -17,6 +17,7 @@ from server.errors import ModuleCorrupt, ModuleMissing, ModuleUnsupported, Modul
 from server.modules.digest import composition_digest, lora_digest
 from server.modules.peft_format import tensor_names
 from tests.support.artefacts import (
+    FILES,
     FINGERPRINT,
     OTHER,
     SHAPES,
@@ -27,8 +28,6 @@ from tests.support.artefacts import (
     write_module,
 )
 
-ADAPTER, CONFIG, MANIFEST, COMPOSITION = "adapter_model.safetensors", "adapter_config.json", "manifest.json", "composition.safetensors"
-FILES = [ADAPTER, CONFIG, MANIFEST, COMPOSITION]
 LAYER = next(iter(SHAPES))
 A, B = tensor_names(LAYER)
 
