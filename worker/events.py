@@ -40,12 +40,14 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """`artefact`: the directory, relative to the job's, that passed the gate."""
+    """`artefact`: the directory, relative to the job's, that passed the gate. `digest` is that of the lora; of an extractor `composition`
+    is that of the weights over it."""
 
     artefact: str
     digest: str
     manifest_sha256: str
     gate: dict[str, Any]
+    composition: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,8 @@ def _event(values: dict[str, Any]) -> Event:
             return Metrics(metrics=dict(values["metrics"]))
         case "result":
             names = {name: str(values[name]) for name in ("artefact", "digest", "manifest_sha256")}
-            return Result(gate=dict(values["gate"]), **names)
+            composition = values.get("composition")
+            return Result(gate=dict(values["gate"]), composition=None if composition is None else str(composition), **names)
         case "error":
             return Failure(code=str(values["code"]), message=str(values["message"]))
         case other:

@@ -7,7 +7,7 @@ so far: rough figures of a small model on a CPU, replaced by the truth as soon a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from worker.training.recipe import Recipe
 
@@ -19,6 +19,12 @@ _EXAMPLE: Final = 0.3
 """One forward pass of a teacher, or forward and backward of a student, which has no context to read."""
 _GATE: Final = 0.1
 """For each example there is: the tenth that is held out is measured several times."""
+
+
+class Estimate(Protocol):
+    def after(self, stage: str, done: int, total: int, now: float) -> float | None:
+        """Seconds from `now` to the end of the job, None while nothing can be said."""
+        ...
 
 
 @dataclass(kw_only=True)
@@ -88,3 +94,16 @@ class Remaining:
             known = self._stages.get("teaching") or self._stages.get("synthesising")
             return known.total if known else 0
         return self._recipe.max_steps if name == "fitting" else 1
+
+
+class FittingPace:
+    """The estimate of a run that is all fitting, as an extractor's."""
+
+    def __init__(self) -> None:
+        self._began: tuple[int, float] | None = None
+
+    def after(self, stage: str, done: int, total: int, now: float) -> float | None:
+        if stage != "fitting":
+            return None
+        first, began = self._began = self._began or (done, now)
+        return round((now - began) / (done - first) * (total - done), 1) if done > first else None

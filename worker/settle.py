@@ -8,9 +8,10 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from server.db import jobs
-from server.db.tables import Job
+from server.db.tables import Job, JobKind
 from server.errors import GpuBusy, GpuOutOfMemory, TrainerCrashed
 from worker.events import ExitCode, Failure, Result
+from worker.extractor.recipe import extractor_recipe
 from worker.training.recipe import recipe_for
 
 _RETRIED = "retried_out_of_memory"
@@ -58,10 +59,13 @@ def _with_less_memory(session: Session, job: Job) -> Job:
     message = "the accelerator has too little memory for this training; choose a smaller model, rank or micro_batch"
     if job.params.get(_RETRIED):
         return jobs.fail(session, job.id, job.attempt, code=GpuOutOfMemory.code, message=message)
-    return jobs.retry(session, job.id, job.attempt, code=GpuOutOfMemory.code, message=message, params=_halved(job.params))
+    return jobs.retry(session, job.id, job.attempt, code=GpuOutOfMemory.code, message=message, params=_halved(job.kind, job.params))
 
 
-def _halved(params: dict[str, Any]) -> dict[str, Any]:
+def _halved(kind: str, params: dict[str, Any]) -> dict[str, Any]:
     overrides = params.get("recipe") or {}
-    micro_batch = recipe_for(params.get("preset") or "quick", overrides).micro_batch
+    if kind == JobKind.EXTRACTOR:
+        micro_batch = extractor_recipe(overrides, modules=True).micro_batch
+    else:
+        micro_batch = recipe_for(params.get("preset") or "quick", overrides).micro_batch
     return {**params, "recipe": {**overrides, "micro_batch": max(1, micro_batch // 2)}, _RETRIED: True}

@@ -17,24 +17,26 @@ from server.settings import Settings
 
 def build_spec(session: Session, job: Job, settings: Settings, blobs: BlobStore, store: ModuleStore) -> dict[str, Any]:
     """Raises DocumentNotFound when the document was deleted meanwhile, DocumentTextMissing when only its text is gone."""
-    document = documents.get_live(session, job.tenant_id, job.document_id)
+    document = documents.get_live(session, job.tenant_id, job.subject.document_id)
     revision = session.scalars(select(Revision).where(Revision.id == job.revision_id, Revision.tenant_id == job.tenant_id)).one()
     return {
+        "kind": "module",
         "job_id": job.id,
         "attempt": job.attempt,
         "tenant": job.tenant_id,
         "preset": job.params.get("preset") or document.preset,
         "recipe": job.params.get("recipe") or {},
         "seed": job.params.get("seed", 0),
-        "text": _text(blobs, revision),
+        "text": text_of(blobs, revision),
         "passages": _passages(session, job),
-        "extractor": _extractor(session, job, store),
+        "extractor": active_extractor(session, job.tenant_id, store),
         **_document(document, revision),
-        **_machine(settings),
+        **machine(settings),
     }
 
 
-def _text(blobs: BlobStore, revision: Revision) -> str:
+def text_of(blobs: BlobStore, revision: Revision) -> str:
+    """Raises DocumentTextMissing."""
     try:
         return blobs.read_text(f"{revision.blob}.txt")
     except FileNotFoundError:
@@ -46,7 +48,8 @@ def _document(document: Document, revision: Revision) -> dict[str, Any]:
     return {**title, "revision_id": revision.id, "revision_sha256": revision.sha256}
 
 
-def _machine(settings: Settings) -> dict[str, Any]:
+def machine(settings: Settings) -> dict[str, Any]:
+    """What a trainer is run with, whatever it trains."""
     return {
         "base": {"source": settings.base_model, "models_dir": str(settings.root / "models")},
         "embedder": settings.embedder,
@@ -64,8 +67,8 @@ def _passages(session: Session, job: Job) -> list[dict[str, Any]]:
     return [{"id": passage.id, "text": passage.text, "ordinal": passage.ordinal} for passage in session.scalars(mine)]
 
 
-def _extractor(session: Session, job: Job, store: ModuleStore) -> dict[str, Any] | None:
-    extractor = extractors.active(session, job.tenant_id)
+def active_extractor(session: Session, owner: str, store: ModuleStore) -> dict[str, Any] | None:
+    extractor = extractors.active(session, owner)
     if extractor is None:
         return None
     return {

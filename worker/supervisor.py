@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,8 +26,10 @@ from server.modules.store import ModuleStore
 from server.settings import Settings
 from server.traces import frames_in, without_text
 from worker.events import Event, ExitCode, Failure, Metrics, Progress, Result
+from worker.extractor_spec import build_extractor_spec
 from worker.lease import Lease
 from worker.publish import publish
+from worker.publish_extractor import publish_extractor
 from worker.settle import Run, settle
 from worker.spec import build_spec
 from worker.trainer_process import TrainerProcess
@@ -65,7 +68,7 @@ class Supervisor:
         """Train until nothing is queued, the worker shuts down or its GPU is busy (then the reaper rings again later)."""
         while not self._stopping.is_set():
             with self._database.write() as session:
-                job = jobs.claim(session, JobKind.TRAIN, self._owner, self._settings.lease_seconds)
+                job = jobs.claim(session, jobs.WORKER_KINDS, self._owner, self._settings.lease_seconds)
             if job is None or self.train(job) == ExitCode.GPU_BUSY:
                 return
 
@@ -88,7 +91,8 @@ class Supervisor:
 
     def _run(self, job: Job, workspace: Workspace) -> Run:
         with self._database.read() as session:
-            spec = build_spec(session, job, self._settings, self._blobs, self._store)
+            build = build_extractor_spec if job.kind == JobKind.EXTRACTOR else build_spec
+            spec = build(session, job, self._settings, self._blobs, self._store)
         workspace.prepare(spec)
         process = TrainerProcess(self._command, workspace.directory, workspace.log, grace_seconds=self._grace)
         with process as trainer, Lease(self._database, job, self._settings.lease_seconds, trainer, self._stopping) as lease:
@@ -108,9 +112,15 @@ class Supervisor:
         if run.lost:
             raise JobLost("the job belongs to another attempt")
         if run.code == ExitCode.RESULT and run.result is not None:
-            return publish(self._database, self._store, job, workspace.inside(run.result.artefact), run.result)
+            return self._publish(job, workspace.inside(run.result.artefact), run.result)
         with self._database.write() as session:
             return settle(session, job, run)
+
+    def _publish(self, job: Job, artefact: Path, result: Result) -> Job:
+        if job.kind != JobKind.EXTRACTOR:
+            return publish(self._database, self._store, job, artefact, result)
+        attempts = self._settings.max_attempts
+        return publish_extractor(self._database, self._store, job, artefact, result, max_attempts=attempts)
 
     def _give_up(self, job: Job, error: Exception) -> Job:
         """After an attempt that failed around its trainer: a full disk, an artefact that is not what was said, a document that is gone."""

@@ -20,14 +20,20 @@ from typing import TYPE_CHECKING, Any
 from server.engine.cores import TRAINER, CoreShare
 from server.engine.options import CpuShare
 from worker.events import ExitCode
-from worker.progress import Remaining
+from worker.progress import Estimate, FittingPace, Remaining
+from worker.reading import Nearest, artefact_ref, embedder_of, taught_documents
 
 if TYPE_CHECKING:
+    from server.engine.base_model import BaseModel
+    from server.engine.request import ArtefactRef
+    from worker.extractor.pipeline import ExtractorGate
     from worker.training.gate import Gate
 
 logger = logging.getLogger("worker.train")
 
 LOADING = "loading"
+PASSAGES = 2
+"""Of the gate's open-book figures."""
 
 
 class Reporter:
@@ -35,7 +41,7 @@ class Reporter:
 
     def __init__(self, cores: CpuShare) -> None:
         self.stopping = False
-        self.remaining: Remaining | None = None
+        self.remaining: Estimate | None = None
         """Set once the recipe is known; without it no estimate is told."""
         self.stage = ""
         self._cores = cores
@@ -98,17 +104,20 @@ def _guarded(directory: Path, spec: dict[str, Any], reporter: Reporter, cores: C
 
 
 def _run(directory: Path, spec: dict[str, Any], reporter: Reporter, cores: CpuShare) -> None:
-    from server.engine.base_model import load_base, prepare_base
+    if spec.get("kind") == "extractor":
+        _run_extractor(directory, spec, reporter)
+    else:
+        _run_module(directory, spec, reporter, cores)
+
+
+def _run_module(directory: Path, spec: dict[str, Any], reporter: Reporter, cores: CpuShare) -> None:
     from server.engine.options import EngineOptions
     from worker.training.pipeline import TrainingSpec, train
     from worker.training.recipe import recipe_for
 
     recipe = recipe_for(spec["preset"], spec["recipe"])
     reporter.remaining = Remaining(recipe)
-    reporter(LOADING, 0, 1, "model")
-    prepared = prepare_base(spec["base"]["source"], Path(spec["base"]["models_dir"]))
-    base = load_base(prepared, device=spec["device"], dtype=spec["dtype"])
-    reporter(LOADING, 1, 1, "model")
+    base = _load_base(spec, reporter)
     training = TrainingSpec(
         text=spec["text"],
         title=spec["document_title"],
@@ -117,40 +126,57 @@ def _run(directory: Path, spec: dict[str, Any], reporter: Reporter, cores: CpuSh
         seed=spec["seed"],
         directory=directory,
         attempt=spec["attempt"],
+        extractor=artefact_ref(spec.get("extractor")),
     )
     options = EngineOptions(max_batch=recipe.synthesis_batch, cores=cores)
-    trained = train(base, training, options, _retriever(spec), reporter, lambda: reporter.stopping, _emit_gate)
+    nearest = Nearest([passage["text"] for passage in spec["passages"]], embedder_of(spec))
+    trained = train(base, training, options, lambda question: nearest(question, PASSAGES), reporter, lambda: reporter.stopping, _emit_gate)
+    _emit_result(directory, trained.artefact, trained.gate)
+
+
+def _run_extractor(directory: Path, spec: dict[str, Any], reporter: Reporter) -> None:
+    from worker.extractor.pipeline import ExtractorSpec, train_extractor
+    from worker.extractor.recipe import extractor_recipe
+
+    recipe = extractor_recipe(spec["recipe"], modules=any(document["module"] for document in spec["documents"]))
+    reporter.remaining = FittingPace()
+    base = _load_base(spec, reporter)
+    training = ExtractorSpec(
+        documents=taught_documents(spec, embedder_of(spec)),
+        recipe=recipe,
+        seed=spec["seed"],
+        directory=directory,
+        attempt=spec["attempt"],
+        start=artefact_ref(spec.get("extractor")) if recipe.learn == "weights" else None,
+    )
+    trained = train_extractor(base, training, reporter, _emit_gate)
+    _emit_result(directory, trained.artefact, trained.gate)
+
+
+def _load_base(spec: dict[str, Any], reporter: Reporter) -> BaseModel:
+    from server.engine.base_model import load_base, prepare_base
+
+    reporter(LOADING, 0, 1, "model")
+    prepared = prepare_base(spec["base"]["source"], Path(spec["base"]["models_dir"]))
+    base = load_base(prepared, device=spec["device"], dtype=spec["dtype"])
+    reporter(LOADING, 1, 1, "model")
+    return base
+
+
+def _emit_result(directory: Path, artefact: ArtefactRef, gate: Gate | ExtractorGate) -> None:
     emit(
         event="result",
-        artefact=str(trained.artefact.directory.relative_to(directory)),
-        digest=trained.artefact.digest,
-        manifest_sha256=trained.artefact.manifest_sha256,
-        gate=vars(trained.gate),
+        artefact=str(artefact.directory.relative_to(directory)),
+        digest=artefact.digest,
+        manifest_sha256=artefact.manifest_sha256,
+        composition=artefact.composition,
+        gate=vars(gate),
     )
 
 
-def _emit_gate(gate: Gate) -> None:
+def _emit_gate(gate: Gate | ExtractorGate) -> None:
     """Passed or not: who was refused wants to see by how much."""
     emit(event="metrics", metrics={"gate": vars(gate)})
-
-
-def _retriever(spec: dict[str, Any], k: int = 2) -> Any:
-    """Passages of this document by cosine similarity, best last; the vector index belongs to the API process."""
-    from server.retrieval.embedding import Embedder
-
-    texts = [passage["text"] for passage in spec["passages"]]
-    if not texts:
-        return lambda question: ()
-    embedder = Embedder(spec["embedder"])
-    vectors = embedder.encode(texts)
-
-    def retrieve(question: str) -> list[str]:
-        (query,) = embedder.encode([question])
-        scores = [sum(a * b for a, b in zip(query, vector, strict=True)) for vector in vectors]
-        best = sorted(range(len(texts)), key=scores.__getitem__)[-k:]
-        return [texts[i] for i in best]
-
-    return retrieve
 
 
 def _cores(spec: dict[str, Any]) -> CoreShare:

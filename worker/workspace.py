@@ -1,4 +1,5 @@
-"""A job's directory, `work/<tenant>/<document>/<job>`: what it is told, what its attempts leave behind, and its removal.
+"""A job's directory, `work/<tenant>/<document>/<job>`, of an extractor's `work/<tenant>/extractors/<job>`: what it is told, what its
+attempts leave behind, and its removal.
 
 It holds the document's text, synthetic text and checkpoints, so it is for this user only and goes when the job ends; a job that is
 queued again finds it. Knows nothing of what the trainer writes there.
@@ -16,11 +17,13 @@ from server.db.tables import Job
 
 SPEC = "spec.json"
 LOG = "trainer.log"
+OF_EXTRACTORS = "extractors"
+"""No document has this id."""
 
 
 class Workspace:
     def __init__(self, root: Path, job: Job) -> None:
-        self.directory = _work(root) / job.tenant_id / job.document_id / job.id
+        self.directory = _work(root) / job.tenant_id / (job.document_id or OF_EXTRACTORS) / job.id
         self._attempt = self.directory / f"attempt-{job.attempt}"
 
     @property

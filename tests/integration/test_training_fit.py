@@ -49,7 +49,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_it_lowers_the_held_out_loss(tiny: TinyTraining, student: Student) -> None:
     result = tiny.fit(student)
     assert result.loss_after < 0.8 * result.loss_before
-    assert result.loss_after == held_out_loss(student, tiny.held_out, tiny.teacher, RECIPE, CPU)
+    assert result.loss_after == held_out_loss(student, tiny.held_out, tiny.loss(student), RECIPE)
     assert (result.steps, result.best_step) == (12, 12)
     assert result.tokens > 0
 
@@ -88,13 +88,13 @@ def test_a_finished_run_is_not_trained_again(tiny: TinyTraining) -> None:
 
 def test_the_best_step_is_kept_and_a_stale_run_ends(tiny: TinyTraining, student: Student) -> None:
     """A learning rate that destroys: the untrained factors stay the best."""
-    before = held_out_loss(student, tiny.held_out, tiny.teacher, RECIPE, CPU)
+    before = held_out_loss(student, tiny.held_out, tiny.loss(student), RECIPE)
     steps = StopAt()
     result = tiny.fit(student, steps, recipe=replace(RECIPE, learning_rate=100.0, evaluate_every=2, patience=2))
     assert (result.best_step, result.loss_before, result.loss_after) == (0, before, before)
     assert not any(tensor.any() for tensor in result.b.values())
     assert result.steps == steps.steps[-1] == 4
-    assert held_out_loss(student, tiny.held_out, tiny.teacher, RECIPE, CPU) == before
+    assert held_out_loss(student, tiny.held_out, tiny.loss(student), RECIPE) == before
 
 
 def test_a_smaller_micro_batch_gives_the_same_gradients(tiny: TinyTraining) -> None:

@@ -47,7 +47,7 @@ def written(tiny: TinyTraining, factors: Factors) -> Artefact:
 
 def gate(tiny: TinyTraining, student: Student, artefact: Artefact, recipe: Recipe = RECIPE, pairs: list[TextPair] | None = None) -> Gate:
     asked = tiny.pairs if pairs is None else pairs
-    return measure(student, artefact, tiny.held_out, asked, tiny.teacher, recipe, lambda question: [WINDOW], tiny.base.tokenizer, CPU)
+    return measure(student, artefact, tiny.held_out, asked, tiny.loss(student, recipe), recipe, lambda question: [WINDOW], tiny.base.tokenizer, CPU)
 
 
 def test_a_module_that_learned_passes(tiny: TinyTraining, student: Student, fitted: Factors) -> None:
@@ -56,9 +56,9 @@ def test_a_module_that_learned_passes(tiny: TinyTraining, student: Student, fitt
     verdict = gate(tiny, student, written(tiny, fitted))
     student.wear(*fitted)
     assert verdict.passed
-    assert verdict.loss_after == held_out_loss(student, tiny.held_out, tiny.teacher, RECIPE, CPU)
+    assert verdict.loss_after == held_out_loss(student, tiny.held_out, tiny.loss(student), RECIPE)
     with student.bare():
-        assert verdict.loss_before == held_out_loss(student, tiny.held_out, tiny.teacher, RECIPE, CPU)
+        assert verdict.loss_before == held_out_loss(student, tiny.held_out, tiny.loss(student), RECIPE)
     assert verdict.improvement == pytest.approx(1 - verdict.loss_after / verdict.loss_before)
     assert (verdict.required, verdict.questions) == (0.2, 3)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from server.engine.base_model import BaseModel
 from tests.support.tiny_models import EOS, tiny_base
 from worker.synthesis.texts import TextPair
 from worker.training.examples import Example, to_examples
-from worker.training.fit import FitResult, FitState, fit
+from worker.training.fit import FitResult, FitState, Loss, fit
+from worker.training.objectives.registry import objective_of
 from worker.training.recipe import Recipe
 from worker.training.student import Student
 from worker.training.teacher import TeacherCache, run_teacher
@@ -65,6 +67,9 @@ class TinyTraining:
         """To be unloaded before the next."""
         return Student(self.base.model, recipe, seed)
 
+    def loss(self, student: Student, recipe: Recipe = RECIPE) -> Loss:
+        return partial(objective_of(recipe).loss, student, teacher=self.teacher, recipe=recipe, device=CPU)
+
     def fit(
         self,
         student: Student,
@@ -77,10 +82,9 @@ class TinyTraining:
             student,
             self.training,
             self.held_out,
-            self.teacher,
+            self.loss(student, recipe),
             recipe,
             seed=3,
-            device=CPU,
             checkpoints=self.folder / name,
             on_step=on_step,
         )

@@ -57,7 +57,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embedder", help="the embedding model of retrieval (default: the packaged one)")
     parser.add_argument("--extractor", type=Path, help="a knowledge extractor's directory, for the rows with KE")
     parser.add_argument("--preset", default="quick", help="how much training: quick or paper (default: quick)")
-    parser.add_argument("--recipe", type=_recipe, default={}, metavar="JSON", help="""fields of the recipe, as {"max_steps": 100}""")
+    parser.add_argument("--recipe", type=json_object, default={}, metavar="JSON", help="""fields of the recipe, as {"max_steps": 100}""")
     parser.add_argument("--seed", type=int, default=0, help="of trainings, intervals and tests (default: 0)")
 
 
@@ -93,7 +93,7 @@ def _numbers(text: str) -> list[int]:
     return numbers
 
 
-def _recipe(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
     try:
         fields = json.loads(text)
     except ValueError:

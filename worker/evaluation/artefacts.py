@@ -89,14 +89,12 @@ class TrainedArtefacts:
 
     def module(self, document: Document, objective: str, worn_ke: ArtefactRef | None) -> ArtefactRef:
         """Trains it unless it is there. Raises what the training raises."""
-        if worn_ke is not None:
-            raise ArtefactUnavailable("the trainer cannot distil a module that wears an extractor yet: leave out the rows with (worn)")
         recipe = self._recipe(objective)
-        folder = self._cache / "modules" / self._key(document, recipe)
+        folder = self._cache / "modules" / self._key(document, recipe, worn_ke)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(folder):
             if not (folder / "ref.json").exists():
-                self._train(document, recipe, folder)
+                self._train(document, recipe, folder, worn_ke)
             return _read_ref(folder)
 
     def _recipe(self, objective: str) -> Recipe:
@@ -105,10 +103,11 @@ class TrainedArtefacts:
             del wanted["objective"]
         return recipe_for(self._preset, wanted)
 
-    def _key(self, document: Document, recipe: Recipe) -> str:
-        return _digest([self._base.fingerprint, str(self._base.dtype), document.name, document.text, as_json(recipe), self._seed])
+    def _key(self, document: Document, recipe: Recipe, worn_ke: ArtefactRef | None) -> str:
+        worn = [] if worn_ke is None else [worn_ke.digest, worn_ke.composition]
+        return _digest([self._base.fingerprint, str(self._base.dtype), document.name, document.text, as_json(recipe), self._seed, *worn])
 
-    def _train(self, document: Document, recipe: Recipe, folder: Path) -> None:
+    def _train(self, document: Document, recipe: Recipe, folder: Path, worn_ke: ArtefactRef | None) -> None:
         self._share_synthesis(document, folder)
         spec = TrainingSpec(
             text=document.text,
@@ -118,13 +117,16 @@ class TrainedArtefacts:
             seed=self._seed,
             directory=folder,
             attempt=1,
+            extractor=worn_ke,
         )
         trained = train(
             self._base,
             spec,
             EngineOptions(max_batch=recipe.synthesis_batch),
             lambda question: self._retriever(document)(question, PASSAGES),
-            lambda stage, done, total, unit: self._on_progress(f"{recipe.objective} of {document.name}: {stage}", done, total),
+            lambda stage, done, total, unit: self._on_progress(
+                f"{recipe.objective}{'' if worn_ke is None else ' (worn)'} of {document.name}: {stage}", done, total
+            ),
             lambda: False,
             lambda gate: None,
         )

@@ -36,8 +36,8 @@ def run(arguments: argparse.Namespace, console: Console, load_embedder: Callable
     lines = lines_of(arguments.rows, arguments.passages)
     documents = load_documents(arguments.dataset, arguments.data, arguments.split, arguments.documents)
     with Bar(console) as on_progress:
-        base = _load_base(arguments, on_progress)
-        retrievers = Retrievers(base, arguments, load_embedder or _packaged)
+        base = base_of(arguments, on_progress)
+        retrievers = Retrievers(base, arguments, load_embedder or packaged_embedder)
         setting = _setting(arguments, base, documents, retrievers, on_progress)
         measurements = evaluate(setting, lines)
         on_progress("intervals and tests", 0, 1)
@@ -110,7 +110,7 @@ def describe(arguments: argparse.Namespace, base: BaseModel, documents: Sequence
     }
 
 
-def _load_base(arguments: argparse.Namespace, on_progress: Callable[[str, int, int], None]) -> BaseModel:
+def base_of(arguments: argparse.Namespace, on_progress: Callable[[str, int, int], None]) -> BaseModel:
     models = arguments.models_dir or arguments.cache / "models"
     models.mkdir(mode=0o700, parents=True, exist_ok=True)
     prepared = prepare_base(arguments.base, models, lambda stage, done, total: on_progress(f"base model: {stage}", done, total))
@@ -153,7 +153,7 @@ def _setting(
     )
 
 
-def _packaged(source: str | None) -> Embedding:
+def packaged_embedder(source: str | None) -> Embedding:
     from server.retrieval.embedding import DEFAULT_EMBEDDER, Embedder  # seconds to import, and closed-book rows need none
 
     return Embedder(source or DEFAULT_EMBEDDER)

@@ -1,29 +1,45 @@
 """The fit: batches in an order that is a pure function of (seed, step), AdamW, warm-up and decay, held-out evaluation, best
-checkpoint, early stop. Knows nothing of files but the checkpoint's, of jobs only a callback that may raise `Stopped`, of objectives
-only their loss."""
+checkpoint, early stop. Knows nothing of files but the checkpoint's, of jobs only a callback that may raise `Stopped`, of objectives and
+of what is worn only a loss over examples."""
 
 from __future__ import annotations
 
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from worker.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from worker.training.examples import Example
-from worker.training.objectives.registry import objective_of
-from worker.training.recipe import Recipe
-from worker.training.student import Student
-from worker.training.teacher import TeacherCache
+from worker.training.recipe import Schedule
 
 MICRO_LENGTH = 256
 """Tokens. What a micro-batch takes grows with its longest example; those of texts that a base answers with are shorter than this."""
+
+
+Loss = Callable[[Sequence[Example]], Tensor]
+"""Of a micro-batch, mean over its target tokens; differentiable in the student's parameters."""
+
+
+class Trainable(Protocol):
+    """What is fitted: a student of a module, or of an extractor."""
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Trainable tensors in an order that never depends on hashing."""
+        ...
+
+    def factors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(A by layer [r, in], B by layer [out, r]), copies on the CPU."""
+        ...
+
+    def train(self, mode: bool) -> None: ...
 
 
 class Stopped(Exception):
@@ -53,42 +69,45 @@ class FitResult:
 
 
 def fit(
-    student: Student,
+    student: Trainable,
     training: Sequence[Example],
     held_out: Sequence[Example],
-    teacher: TeacherCache,
-    recipe: Recipe,
+    loss: Loss,
+    recipe: Schedule,
     *,
     seed: int,
-    device: torch.device,
     checkpoints: Path,
     on_step: Callable[[FitState], None],
+    rates: Mapping[str, float] | None = None,
 ) -> FitResult:
-    """Train until the schedule ends or the held-out loss stops falling; the best factors are returned and left on the student."""
+    """Train until the schedule ends or the held-out loss stops falling; the best factors are returned and left on the student.
+
+    `rates`: learning rates of the parameters, by name, that have one of their own; all follow the schedule.
+    """
     parameters = student.parameters()
-    optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(_groups(parameters, recipe.learning_rate, rates or {}), weight_decay=0.0)
     state, best = FitState(), {name: p.detach().clone() for name, p in parameters.items()}
     if (saved := load_checkpoint(checkpoints, parameters, optimizer)) is not None:
         state, best = FitState(**saved.state), saved.best
         state.held_out = [(int(s), float(v)) for s, v in state.held_out]
     else:
-        state.best_loss = held_out_loss(student, held_out, teacher, recipe, device)
+        state.best_loss = held_out_loss(student, held_out, loss, recipe)
         state.held_out.append((0, state.best_loss))
     started, tokens = time.monotonic(), 0
     try:
         while state.step < recipe.max_steps and not _stale(state, recipe):
             batch = batch_at(training, recipe.batch_size, seed, state.step)
             for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * schedule(state.step, recipe)
+                group["lr"] = group["peak"] * schedule(state.step, recipe)
             torch.manual_seed(seed * 1_000_003 + state.step)
-            state.losses.append(_step(student, batch, teacher, recipe, optimizer, device))
+            state.losses.append(_step(batch, loss, recipe, optimizer))
             tokens += sum(len(e) for e in batch)
             state.step += 1
             if state.step % recipe.evaluate_every == 0 or state.step == recipe.max_steps:
-                loss = held_out_loss(student, held_out, teacher, recipe, device)
-                state.held_out.append((state.step, loss))
-                if loss < state.best_loss:
-                    state.best_loss, state.best_step = loss, state.step
+                now = held_out_loss(student, held_out, loss, recipe)
+                state.held_out.append((state.step, now))
+                if now < state.best_loss:
+                    state.best_loss, state.best_step = now, state.step
                     best = {name: p.detach().clone() for name, p in parameters.items()}
                 _save(checkpoints, state, best, parameters, optimizer)
             on_step(state)
@@ -140,7 +159,7 @@ def micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]
     return parts
 
 
-def schedule(step: int, recipe: Recipe) -> float:
+def schedule(step: int, recipe: Schedule) -> float:
     """Linear warm-up over `warmup` of the steps, then half a cosine or a line down to 0."""
     warm = max(1, round(recipe.warmup * recipe.max_steps))
     if step < warm:
@@ -150,39 +169,41 @@ def schedule(step: int, recipe: Recipe) -> float:
 
 
 @torch.no_grad()
-def held_out_loss(student: Student, examples: Sequence[Example], teacher: TeacherCache, recipe: Recipe, device: torch.device) -> float:
+def held_out_loss(student: Trainable, examples: Sequence[Example], loss: Loss, recipe: Schedule) -> float:
     """Mean loss weighted by target tokens."""
     student.train(False)
     total, weight = 0.0, 0
     for batch in micro_batches(examples, recipe.micro_batch):
         count = sum(len(e.target) for e in batch)
-        total += float(_loss(student, batch, teacher, recipe, device)) * count
+        total += float(loss(batch)) * count
         weight += count
     student.train(True)
     return total / max(weight, 1)
 
 
-def _step(
-    student: Student, batch: list[Example], teacher: TeacherCache, recipe: Recipe, optimizer: torch.optim.Optimizer, device: torch.device
-) -> float:
+def _groups(parameters: Mapping[str, torch.nn.Parameter], usual: float, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Of the optimiser, one for each peak of the learning rate."""
+    by_peak: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        by_peak.setdefault(rates.get(name, usual), []).append(parameter)
+    return [{"params": group, "lr": peak, "peak": peak} for peak, group in by_peak.items()]
+
+
+def _step(batch: list[Example], loss: Loss, recipe: Schedule, optimizer: torch.optim.Optimizer) -> float:
     """One optimiser step; micro-batches weighted by their target tokens."""
     count = sum(len(e.target) for e in batch)
     total = 0.0
     for part in micro_batches(batch, recipe.micro_batch):
-        loss = _loss(student, part, teacher, recipe, device) * (sum(len(e.target) for e in part) / count)
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
+        share = loss(part) * (sum(len(e.target) for e in part) / count)
+        share.backward()  # type: ignore[no-untyped-call]
+        total += float(share.detach())
     torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], recipe.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total
 
 
-def _loss(student: Student, batch: Sequence[Example], teacher: TeacherCache, recipe: Recipe, device: torch.device) -> Tensor:
-    return objective_of(recipe).loss(student, batch, teacher, recipe, device)
-
-
-def _stale(state: FitState, recipe: Recipe) -> bool:
+def _stale(state: FitState, recipe: Schedule) -> bool:
     return len(state.held_out) > recipe.patience and state.step - state.best_step >= recipe.patience * recipe.evaluate_every
 
 

@@ -13,11 +13,10 @@ from server.engine.prompt import Prompt, answer_prompt, plain_ids
 from server.modules.artefact import Artefact
 from worker.synthesis.texts import TextPair
 from worker.training.examples import Example
-from worker.training.fit import held_out_loss
+from worker.training.fit import Loss, held_out_loss
 from worker.training.recipe import Recipe
 from worker.training.states import token_nll
 from worker.training.student import Student
-from worker.training.teacher import TeacherCache
 
 Retrieve = Callable[[str], Sequence[str]]
 """Question -> passages of the document, best last."""
@@ -45,7 +44,7 @@ def measure(
     artefact: Artefact,
     held_out: Sequence[Example],
     pairs: Sequence[TextPair],
-    teacher: TeacherCache,
+    loss: Loss,
     recipe: Recipe,
     retrieve: Retrieve,
     tokenizer: PreTrainedTokenizerBase,
@@ -53,9 +52,9 @@ def measure(
 ) -> Gate:
     """Put the artefact's tensors on the student and measure it against the bare base."""
     student.wear(artefact.a, artefact.b)
-    after = held_out_loss(student, held_out, teacher, recipe, device)
+    after = held_out_loss(student, held_out, loss, recipe)
     with student.bare():
-        before = held_out_loss(student, held_out, teacher, recipe, device)
+        before = held_out_loss(student, held_out, loss, recipe)
     student.train(False)
     questions = [pair for pair in pairs if pair.question]
     nll = {mode: _mean_nll(student, questions, mode, retrieve, tokenizer, device) for mode in ("retrieval", "open_book", "closed_book")}

@@ -6,27 +6,28 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from server.engine.base_model import BaseModel
+from server.engine.base_model import BaseModel, adapted_layers
 from server.engine.options import EngineOptions
 from server.engine.request import ArtefactRef, Scope
 from server.errors import GateNotPassed, NothingToLearn
-from server.modules.artefact import read_artefact, write_artefact
+from server.modules.artefact import Artefact, read_artefact, write_artefact
 from server.modules.manifest import ArtefactKind, Manifest
 from worker.synthesis.generator import EngineGenerator
 from worker.synthesis.synthesise import Synthesis, synthesise
 from worker.training.examples import Example
-from worker.training.fit import FitResult, FitState, fit
+from worker.training.fit import FitResult, FitState, Loss, fit
 from worker.training.gate import Gate, Retrieve, measure
-from worker.training.objectives.objective import Data, Source
+from worker.training.objectives.objective import Data, Objective, Source
 from worker.training.objectives.registry import objective_of
+from worker.training.provenance import library_versions, now
 from worker.training.recipe import Recipe, as_json, for_base
 from worker.training.student import Student
 from worker.training.teacher import TeacherCache, run_teacher
+from worker.training.worn import like, module_weights, wearing, worn_extractor
 
 logger = logging.getLogger(__name__)
 Report = Callable[[str, int, int, str], None]
@@ -43,6 +44,8 @@ class TrainingSpec:
     directory: Path
     """The job's: synthesis and teacher states are kept here for later attempts."""
     attempt: int
+    extractor: ArtefactRef | None = None
+    """What teacher and student wear, and the module from then on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +73,31 @@ def train(
     data = objective.data(_source(base, spec, synthesis), spec.recipe, spec.seed)
     if len(data.training) < objective.least or not data.held_out:
         raise NothingToLearn("The document gave too few usable training texts; it needs at least a few whole sentences.")
+    extractor = _extractor(base, spec)
+    with wearing(base.model, [] if extractor is None else [worn_extractor(extractor, like(base))]):
+        return _distil(base, spec, objective, synthesis, data, extractor, retrieve, report, on_gate)
+
+
+def _distil(
+    base: BaseModel,
+    spec: TrainingSpec,
+    objective: Objective,
+    synthesis: Synthesis,
+    data: Data,
+    extractor: Artefact | None,
+    retrieve: Retrieve,
+    report: Report,
+    on_gate: Callable[[Gate], None],
+) -> Trained:
+    """Teacher and student wear what the base wears."""
     teacher = _teach(base, spec, [*data.held_out, *data.training] if objective.needs_teacher else [], report)
-    student = Student(base.model, spec.recipe, spec.seed)
+    student = Student(base.model, spec.recipe, spec.seed, None if extractor is None else module_weights(extractor, like(base)))
     try:
-        result = _fit(base, student, data, teacher, spec, report)
+        loss = partial(objective.loss, student, teacher=teacher, recipe=spec.recipe, device=base.device)
+        result = _fit(student, data, loss, spec, report)
         report("gating", 0, 1, "gate")
         ref = _write(base, spec, synthesis, result, data, gate={})
-        gate = _gate(base, student, ref, data, teacher, spec, retrieve)
+        gate = _gate(base, student, ref, data, loss, spec, retrieve)
         on_gate(gate)
         report("gating", 1, 1, "gate")
     finally:
@@ -88,6 +109,13 @@ def train(
         )
     ref = _write(base, spec, synthesis, result, data, gate=asdict(gate))
     return Trained(artefact=ref, gate=gate)
+
+
+def _extractor(base: BaseModel, spec: TrainingSpec) -> Artefact | None:
+    if spec.extractor is None:
+        return None
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in adapted_layers(base.model).items()}
+    return read_artefact(spec.extractor, base.fingerprint, shapes, max(min(shape) for shape in shapes.values()))
 
 
 def _synthesise(base: BaseModel, spec: TrainingSpec, options: EngineOptions, report: Report, should_stop: Callable[[], bool]) -> Synthesis:
@@ -121,7 +149,7 @@ def _teach(base: BaseModel, spec: TrainingSpec, examples: Sequence[Example], rep
     return cache
 
 
-def _fit(base: BaseModel, student: Student, data: Data, teacher: TeacherCache, spec: TrainingSpec, report: Report) -> FitResult:
+def _fit(student: Student, data: Data, loss: Loss, spec: TrainingSpec, report: Report) -> FitResult:
     def on_step(state: FitState) -> None:
         report("fitting", state.step, spec.recipe.max_steps, "steps")
 
@@ -129,21 +157,18 @@ def _fit(base: BaseModel, student: Student, data: Data, teacher: TeacherCache, s
         student,
         data.training,
         data.held_out,
-        teacher,
+        loss,
         spec.recipe,
         seed=spec.seed,
-        device=base.device,
         checkpoints=spec.directory / "checkpoint",
         on_step=on_step,
     )
 
 
-def _gate(
-    base: BaseModel, student: Student, ref: ArtefactRef, data: Data, teacher: TeacherCache, spec: TrainingSpec, retrieve: Retrieve
-) -> Gate:
+def _gate(base: BaseModel, student: Student, ref: ArtefactRef, data: Data, loss: Loss, spec: TrainingSpec, retrieve: Retrieve) -> Gate:
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in _original_shapes(student).items()}
     artefact = read_artefact(ref, base.fingerprint, shapes, spec.recipe.rank)
-    return measure(student, artefact, data.held_out, data.asked, teacher, spec.recipe, retrieve, base.tokenizer, base.device)
+    return measure(student, artefact, data.held_out, data.asked, loss, spec.recipe, retrieve, base.tokenizer, base.device)
 
 
 def _original_shapes(student: Student) -> dict[str, Any]:
@@ -164,7 +189,7 @@ def _write(base: BaseModel, spec: TrainingSpec, synthesis: Synthesis, result: Fi
         alpha=spec.recipe.alpha,
         targets=tuple(sorted(result.a)),
         scope=Scope.ALL,
-        wears=None,
+        wears=None if spec.extractor is None else spec.extractor.digest,
         document_revision=spec.revision_sha256,
         objective=spec.recipe.objective,
         recipe=as_json(spec.recipe),
@@ -173,8 +198,8 @@ def _write(base: BaseModel, spec: TrainingSpec, synthesis: Synthesis, result: Fi
         held_out_loss_before=result.loss_before,
         held_out_loss_after=result.loss_after,
         gate=gate,
-        versions={name: version(name) for name in ("torch", "transformers", "peft")},
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=library_versions(),
+        created=now(),
     )
     return write_artefact(directory, a=result.a, b=result.b, manifest=manifest, base_model_name=base.name)
 

@@ -28,11 +28,9 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """`paper` values are those of Caccia et al. (2025); lengths are in base tokens, `batch_size` in examples."""
+class Schedule:
+    """A LoRA and how it is fitted, of modules and of extractors; `batch_size` is in examples."""
 
-    preset: str
-    objective: ObjectiveName
     rank: int = 16
     alpha: float = 16.0
     dropout: float = 0.0
@@ -44,12 +42,20 @@ class Recipe:
     batch_size: int = 8
     micro_batch: int = 8
     """Examples that pass together; of long ones fewer, see worker.training.fit.micro_batches."""
-    hidden_weight: float = 1.0
-    hidden_term: HiddenTerm = "mean"
-    positions: Positions = "shifted"
     evaluate_every: int = 20
     patience: int = 3
     """Evaluations without a new best held-out loss before the fit stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Schedule):
+    """`paper` values are those of Caccia et al. (2025); lengths are in base tokens."""
+
+    preset: str
+    objective: ObjectiveName
+    hidden_weight: float = 1.0
+    hidden_term: HiddenTerm = "mean"
+    positions: Positions = "shifted"
     held_out: float = 0.1
     """Share of the question-answer pairs (or, without any, of the summaries) kept out of training."""
 

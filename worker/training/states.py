@@ -56,14 +56,15 @@ def target_states(
     device: torch.device,
     prefix: Any = None,
     reading: Reading = OURS,
+    alike: bool = True,
 ) -> list[Tensor]:
     """States of all layers 1..L as a list of [N, H]; N = all target tokens, example after example.
 
     `body` is the decoder below the head. `prefix` is a cache of shared prompt tokens that `prompts` go on from; then each prompt
     has at least one token. Without it, what all prompts begin with (header and instruction, half of a short question's tokens) is read
-    once for the batch; gradients flow through it as through a padded batch.
+    once for the batch; gradients flow through it as through a padded batch. `alike`: all rows wear the same, so that they may share it.
     """
-    if prefix is None and (shared := common_length(prompts)) >= MIN_SHARED:
+    if prefix is None and alike and (shared := common_length(prompts)) >= MIN_SHARED:
         prefix = shared_prefix(body, prompts[0][:shared], device)
         prefix.batch_repeat_interleave(len(prompts))
         prompts = [prompt[shared:] for prompt in prompts]

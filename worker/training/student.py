@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,15 +13,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from server.engine.base_model import adapted_layers
-from worker.training.recipe import Recipe
+from worker.training.recipe import Schedule
+from worker.training.worn import WeightOf
 
 _PREFIX = "base_model.model."
+_ADAPTER = "default"
+"""PEFT's name for the only adapter."""
 
 
 class Student:
     """`body` is the decoder below the head, adapters included; `a` and `b` are the LoRA factors by layer name."""
 
-    def __init__(self, model: PreTrainedModel, recipe: Recipe, seed: int) -> None:
+    def __init__(self, model: PreTrainedModel, recipe: Schedule, seed: int, weight_of: WeightOf | None = None) -> None:
+        """`weight_of`: what a composition multiplies the trained LoRA's product by in each layer."""
         torch.manual_seed(seed)
         config = LoraConfig(
             r=recipe.rank,
@@ -33,6 +38,8 @@ class Student:
         self.base = model
         self.peft: PeftModel = get_peft_model(model, config)
         self.scaling = recipe.alpha / recipe.rank
+        if weight_of is not None:
+            self._weigh(weight_of)
 
     @property
     def body(self) -> nn.Module:
@@ -69,3 +76,14 @@ class Student:
 
     def unload(self) -> Any:
         return self.peft.unload()
+
+    def _weigh(self, weight_of: WeightOf) -> None:
+        for name, module in self.peft.named_modules():
+            layer, found, _ = name.removeprefix(_PREFIX).partition(f".lora_B.{_ADAPTER}")
+            if found:
+                module.register_forward_hook(partial(_weighted, weight_of, layer))
+
+
+def _weighted(weight_of: WeightOf, layer: str, module: nn.Module, inputs: Any, product: Tensor) -> Tensor:
+    weight = weight_of(layer)
+    return product if weight is None else product * weight

@@ -1,0 +1,70 @@
+"""How an extractor is trained: every number in one frozen value, dumped into the manifest of what it made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final, Literal, get_args
+
+from server.errors import InvalidInput
+from worker.training.recipe import Schedule
+
+Learn = Literal["all", "weights"]
+"""A lora and the weights over it, or, over a lora that modules wear already, the weights alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorRecipe(Schedule):
+    """The shares are of examples; see worker.extractor.examples for what they mix."""
+
+    dropout: float = 0.05
+    learning_rate: float = 3e-4
+    weights_rate: float = 1e-2
+    """Learning rate of the composition's weights: at the lora's they would stay where they start."""
+    max_steps: int = 240
+    evaluate_every: int = 20
+    patience: int = 4
+    learn: Learn = "all"
+    without_module: float = 0.25
+    with_passages: float = 0.5
+    most_passages: int = 4
+    """As many as a prompt has at most, from one on, drawn evenly."""
+    unanswerable: float = 0.2
+    held_out: float = 0.1
+    """Share of the documents, at least one, whose questions decide on early stop and the gate."""
+    most_held_out: int = 48
+    """Of their questions, spread evenly."""
+    gate_improvement: float = 0.02
+    """The held-out loss must fall by this share of what it is with the modules alone."""
+
+
+READER: Final = ExtractorRecipe(without_module=1.0, with_passages=0.7)
+"""For an extractor that modules are to wear: it learns to read and to answer shortly, before there are modules."""
+_SHARES = ("without_module", "with_passages", "unanswerable", "held_out")
+
+
+def extractor_recipe(overrides: Mapping[str, Any], *, modules: bool) -> ExtractorRecipe:
+    """The default for documents with or without modules, with named fields changed. Raises InvalidInput for an unknown field or value."""
+    start = ExtractorRecipe() if modules else READER
+    known = {field.name for field in fields(ExtractorRecipe)}
+    if unknown := sorted(set(overrides) - known):
+        raise InvalidInput(f"not fields of an extractor's recipe: {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    for name, value in overrides.items():
+        _check_type(name, value, getattr(start, name))
+    recipe = replace(start, **overrides)
+    if recipe.learn not in get_args(Learn):
+        raise InvalidInput(f"unknown learn {recipe.learn!r} in the recipe: use one of {', '.join(get_args(Learn))}")
+    for name in _SHARES:
+        if not 0 <= getattr(recipe, name) <= 1:
+            raise InvalidInput(f"{name} is a share: use a number from 0 to 1")
+    for name in ("max_steps", "batch_size", "micro_batch", "evaluate_every", "rank", "most_passages", "most_held_out"):
+        if getattr(recipe, name) < 1:
+            raise InvalidInput(f"{name} must be at least 1")
+    return recipe
+
+
+def _check_type(name: str, value: Any, usual: Any) -> None:
+    numbers = (int, float) if isinstance(usual, float) else (int,)
+    wanted = (str,) if isinstance(usual, str) else numbers
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        raise InvalidInput(f"{name} in the recipe must be {'a word' if wanted == (str,) else 'a number'}, not {value!r}")

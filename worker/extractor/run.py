@@ -1,0 +1,82 @@
+"""One extractor from a dataset: the only place where its parts are wired together outside a job."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from rich.console import Console
+
+from server.engine.base_model import BaseModel
+from server.engine.request import ArtefactRef
+from server.retrieval.types import Embedding
+from worker.evaluation.artefacts import TrainedArtefacts, extractor_of
+from worker.evaluation.datasets import load_documents
+from worker.evaluation.documents import Document
+from worker.evaluation.run import Bar, Retrievers, base_of, packaged_embedder
+from worker.extractor.arguments import NONE, WORN
+from worker.extractor.examples import Asked, Taught
+from worker.extractor.pipeline import ExtractorSpec, train_extractor
+from worker.extractor.recipe import extractor_recipe
+
+MIXED = "mixed"
+
+
+def run(arguments: argparse.Namespace, console: Console, load_embedder: Callable[[str | None], Embedding] | None = None) -> ArtefactRef:
+    """Raises ValueError and KmserveError with what the user can mend."""
+    recipe = extractor_recipe(arguments.recipe, modules=arguments.modules != NONE)
+    start = extractor_of(arguments.start) if arguments.start else None
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with Bar(console) as on_progress:
+        base = base_of(arguments, on_progress)
+        documents = chosen(load_documents(arguments.dataset, arguments.data, arguments.split, None), base, arguments)
+        retrievers = Retrievers(base, arguments, load_embedder or packaged_embedder)
+        artefacts = TrainedArtefacts(
+            base,
+            arguments.cache,
+            preset=arguments.preset,
+            overrides=arguments.module_recipe,
+            seed=arguments.seed,
+            retriever=retrievers,
+            on_progress=on_progress,
+        )
+        trained = train_extractor(
+            base,
+            ExtractorSpec(
+                documents=tuple(_taught(document, arguments, artefacts, retrievers, start) for document in documents),
+                recipe=recipe,
+                seed=arguments.seed,
+                directory=arguments.out,
+                attempt=1,
+                start=start,
+            ),
+            lambda stage, done, total, unit: on_progress(f"extractor: {stage}", done, total),
+            lambda gate: (arguments.out / "gate.json").write_text(json.dumps(asdict(gate), indent=2)),
+        )
+    console.print_json(json.dumps(asdict(trained.gate)))
+    console.print(f"written: {trained.artefact.directory}", soft_wrap=True)
+    return trained.artefact
+
+
+def chosen(documents: Sequence[Document], base: BaseModel, arguments: argparse.Namespace) -> list[Document]:
+    """Those with the most questions among the documents that are not too long, in the order of their names. Raises ValueError."""
+    short = [d for d in documents if len(base.tokenizer(d.text, add_special_tokens=False)["input_ids"]) <= arguments.most_tokens]
+    most = sorted(short, key=lambda document: (-len(document.questions), document.name))[: arguments.documents]
+    if len(most) < 2:
+        raise ValueError(f"fewer than two documents have at most {arguments.most_tokens} tokens: let --most-tokens be larger")
+    return sorted(most, key=lambda document: document.name)
+
+
+def _taught(
+    document: Document, arguments: argparse.Namespace, artefacts: TrainedArtefacts, retrievers: Retrievers, start: ArtefactRef | None
+) -> Taught:
+    objective = MIXED if arguments.modules == WORN else arguments.modules
+    worn = start if arguments.modules == WORN else None
+    return Taught(
+        name=document.name,
+        questions=tuple(Asked(question=each.text, answers=each.references) for each in document.questions),
+        passages=retrievers(document),
+        module=None if arguments.modules == NONE else artefacts.module(document, objective, worn),
+    )

@@ -1,0 +1,95 @@
+"""Publishing an extractor: an artefact that passed its gate becomes one of its owner's extractors, in one transaction, or leaves no trace.
+
+It is not active yet, unless the request said so and its owner has none. Like modules, its bytes are moved inside the transaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from server.db import activation, extractors, jobs
+from server.db.extractors import NewExtractor
+from server.db.session import SyncDatabase
+from server.db.tables import Extractor, Job
+from server.modules.manifest import ArtefactKind, parse_manifest
+from server.modules.store import ModuleStore
+from worker.events import Result
+from worker.publish import MANIFEST, announced, staged
+
+logger = logging.getLogger(__name__)
+
+COMPOSITION = "composition.safetensors"
+
+
+def publish_extractor(database: SyncDatabase, store: ModuleStore, job: Job, artefact: Path, result: Result, *, max_attempts: int) -> Job:
+    """Publish the artefact of a running attempt and end its job: succeeded, or cancelled if asked to. The re-trainings that its activation
+    queues, with `max_attempts` each, need no bell: the worker looks for another job now.
+
+    Raises JobLost if the job belongs to another attempt, ValueError for an artefact that is not the one announced, OSError,
+    SQLAlchemyError.
+    """
+    announced(artefact, result, ArtefactKind.KNOWLEDGE_EXTRACTOR)
+    if result.composition is None or not (artefact / COMPOSITION).is_file():
+        raise ValueError("an extractor has a composition")
+    owner: str = job.params["owner"]
+    with staged(store.staging_extractor(owner), artefact) as copy:
+        try:
+            with database.write() as session:
+                if jobs.hold(session, job.id, job.attempt).cancel_requested:
+                    return jobs.cancelled(session, job.id, job.attempt)
+                extractor = _insert(session, store, job, copy, result, result.composition)
+                if job.params.get("activate"):
+                    _activate(session, extractor, max_attempts)
+                logger.info("job %s: published extractor %s of %s", job.id, extractor.id, owner)
+                return jobs.succeed(session, job.id, job.attempt)
+        except BaseException:
+            _discard(database, store, job, owner, result.composition)
+            raise
+
+
+def _insert(session: Session, store: ModuleStore, job: Job, copy: Path, result: Result, composition: str) -> Extractor:
+    extractors.lock(session, job.params["owner"])  # a deletion of equal bytes comes first or has to wait
+    # Equal bytes may lie there already, with a manifest of their own: the row describes what lies there.
+    manifest = (store.publish_extractor(copy, job.params["owner"], composition) / MANIFEST).read_bytes()
+    described = parse_manifest(manifest)
+    return extractors.insert_new(
+        session,
+        NewExtractor(
+            owner=job.params["owner"],
+            name=job.params.get("name"),
+            job_id=job.id,
+            lora_digest=result.digest,
+            composition_digest=composition,
+            manifest_sha256=hashlib.sha256(manifest).hexdigest(),
+            base_fingerprint=described.base_fingerprint,
+            scope=described.scope,
+            gate=result.gate,
+        ),
+    )
+
+
+def _activate(session: Session, extractor: Extractor, max_attempts: int) -> None:
+    """Where the owner has no active one: a switch of what answers is for people to decide."""
+    if any(other.active for other in extractors.lock(session, extractor.owner)):
+        return
+    try:
+        with session.begin_nested():
+            activation.switch(session, extractor.owner, extractor.id, max_attempts=max_attempts)
+    except IntegrityError:  # the owner's first two, published at once
+        logger.info("extractor %s is not activated: another one of its owner's came first", extractor.id)
+
+
+def _discard(database: SyncDatabase, store: ModuleStore, job: Job, owner: str, composition: str) -> None:
+    """The transaction failed: remove what it may have put in place, unless an extractor stands on those bytes."""
+    try:
+        with database.write() as session:
+            extractors.lock(session, owner)
+            if not extractors.in_use(session, owner, composition):
+                store.delete_extractor(owner, composition)
+    except (SQLAlchemyError, OSError):
+        logger.warning("job %s: an unpublished artefact may be left behind", job.id, exc_info=True)

@@ -1,0 +1,105 @@
+"""Frozen LoRAs on a model that is being trained: linear layers that wear them stand where the model's own stood, and PEFT wraps these.
+
+    y = W x + sum over worn of  weight[l] * s * B A x
+
+A wearing may hold many LoRAs of one shape, of which each row of a batch wears its own or none: the modules of a batch's documents.
+Gradients flow through everything, into `weight` too where that is a parameter; the factors are constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from server.engine.base_model import BaseModel, adapted_layers
+from server.engine.routed_lora import replace
+from server.modules.artefact import Artefact
+
+WeightOf = Callable[[str], Tensor | None]
+"""Of a layer: a number, constant or part of a parameter; None is 1."""
+
+
+class Wearing:
+    """One place in the sum above. `rows`: which LoRA each row of the running batch wears, -1 for none; None: all wear the first."""
+
+    def __init__(self, artefacts: Sequence[Artefact], weight_of: WeightOf, like: Tensor) -> None:
+        """`like` has the dtype and device of the base. Raises ValueError for LoRAs of several shapes."""
+        if len({(artefact.manifest.rank, artefact.manifest.targets) for artefact in artefacts}) != 1:
+            raise ValueError("the LoRAs worn together must have one rank and the same layers")
+        self.rows: Tensor | None = None
+        self._weight_of = weight_of
+        self._a = {layer: _stack([one.a[layer] for one in artefacts], like) for layer in artefacts[0].a}
+        self._b = {layer: _stack([one.b[layer] * one.scaling for one in artefacts], like) for layer in artefacts[0].b}
+
+    def add(self, layer: str, x_BTI: Tensor, y_BTO: Tensor) -> Tensor:
+        if layer not in self._a:
+            return y_BTO
+        a_SRI, b_SOR = self._a[layer], self._b[layer]
+        weight = self._weight_of(layer)
+        if self.rows is None:
+            low = nn.functional.linear(x_BTI, a_SRI[0])
+            low = low if weight is None else low * weight
+            return y_BTO + nn.functional.linear(low, b_SOR[0])
+        worn = self.rows.clamp(min=0)
+        factor = (self.rows >= 0).to(x_BTI.dtype)[:, None, None]
+        low = torch.bmm(x_BTI, a_SRI[worn].transpose(1, 2)) * (factor if weight is None else factor * weight)
+        return y_BTO + torch.bmm(low, b_SOR[worn].transpose(1, 2))
+
+
+class WornLinear(nn.Linear):
+    """A linear layer with its own weights and what is worn on top."""
+
+    def __init__(self, own: nn.Linear, layer: str, wearings: Sequence[Wearing]) -> None:
+        super().__init__(own.in_features, own.out_features, bias=own.bias is not None, device="meta")
+        self.weight, self.bias = own.weight, own.bias
+        self._layer = layer
+        self._wearings = wearings
+
+    def forward(self, input: Tensor) -> Tensor:
+        y = super().forward(input)
+        for wearing in self._wearings:
+            y = wearing.add(self._layer, input, y)
+        return y
+
+
+@contextmanager
+def wearing(model: PreTrainedModel, wearings: Sequence[Wearing]) -> Iterator[None]:
+    """Within, the model wears them; afterwards it is as it was."""
+    layers = adapted_layers(model) if wearings else {}
+    for name, own in layers.items():
+        replace(model, name, WornLinear(own, name, wearings))
+    try:
+        yield
+    finally:
+        for name, own in layers.items():
+            replace(model, name, own)
+
+
+def like(base: BaseModel) -> Tensor:
+    """Has the dtype and the device that what is worn must have."""
+    return torch.empty(0, dtype=base.dtype, device=base.device)
+
+
+def worn_extractor(extractor: Artefact, like: Tensor) -> Wearing:
+    """An extractor as every row wears it, each layer by its composition's w_ke."""
+    return Wearing([extractor], _side(extractor, 1, like), like)
+
+
+def module_weights(extractor: Artefact, like: Tensor) -> WeightOf:
+    """What the extractor's composition multiplies a module's product by in each layer."""
+    return _side(extractor, 0, like)
+
+
+def _side(extractor: Artefact, side: int, like: Tensor) -> WeightOf:
+    composition = extractor.composition
+    assert composition is not None, "an extractor has a composition"
+    weights = {layer: composition.weights(layer)[side] for layer in composition.layers}
+    return {layer: torch.tensor(weight, dtype=like.dtype, device=like.device) for layer, weight in weights.items() if weight != 1}.get
+
+
+def _stack(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+    return torch.stack([tensor.to(like.device, like.dtype) for tensor in tensors])
