@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,9 +39,12 @@ def drawn(count: int = 600, recipe: ExtractorRecipe = RECIPE, documents: Sequenc
     return list(draw(recipe, documents).training(count, seed))
 
 
-def share(examples: Sequence[Answered], chosen: object) -> float:
-    assert callable(chosen)
+def share(examples: Sequence[Answered], chosen: Callable[[Answered], bool]) -> float:
     return sum(map(chosen, examples)) / len(examples)
+
+
+def read(example: Answered) -> str:
+    return str(TOKENIZER.decode(list(example.student.ids)))
 
 
 def test_the_shares_are_the_recipes() -> None:
@@ -66,7 +69,7 @@ def test_the_same_seed_draws_the_same_and_another_seed_does_not() -> None:
 def test_an_unanswerable_question_meets_another_documents_module_and_passages() -> None:
     for example in drawn(200, replace(RECIPE, unanswerable=1.0, without_module=0.0)):
         assert example.target == REFUSED
-        text = TOKENIZER.decode(example.student.ids)
+        text = read(example)
         asked = text.split("What is ")[1].split(".")[0]
         assert str(example.module) != asked
         if example.kind == "open":
@@ -86,7 +89,7 @@ def test_documents_without_modules_teach_reading() -> None:
 
 def test_prompts_are_those_of_serving() -> None:
     (example,) = drawn(1, replace(RECIPE, with_passages=0.0, unanswerable=0.0))
-    question = TOKENIZER.decode(example.student.ids).split("commentary.\n")[1].split("?")[0] + "?"
+    question = read(example).split("commentary.\n")[1].split("?")[0] + "?"
     assert example.student == answer_prompt(TOKENIZER, question)
 
 

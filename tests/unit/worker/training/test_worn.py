@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def base() -> BaseModel:
     return tiny_base()
 
 
-def folded(base: BaseModel, parts: list[tuple[Artefact, Mapping[str, float]]], ids: Tensor) -> Tensor:
+def folded(base: BaseModel, parts: Sequence[tuple[Artefact, Mapping[str, float]]], ids: Tensor) -> Tensor:
     """Logits of the model whose weights have every part folded in: slow, and plainly the formula."""
     layers = adapted_layers(base.model)
     own = {name: layer.weight.data for name, layer in layers.items()}
@@ -58,7 +58,8 @@ def test_each_row_wears_its_own_or_none(base: BaseModel) -> None:
     worn.rows = torch.tensor([1, -1, 0])
     with wearing(base.model, [worn]):
         together = logits_of(base, IDS)
-    for row, parts in enumerate([[(modules[1], {})], [], [(modules[0], {})]]):
+    expected: list[list[tuple[Artefact, Mapping[str, float]]]] = [[(modules[1], {})], [], [(modules[0], {})]]
+    for row, parts in enumerate(expected):
         torch.testing.assert_close(together[row], folded(base, parts, IDS[row : row + 1])[0], atol=1e-4, rtol=1e-4)
 
 

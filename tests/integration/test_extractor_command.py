@@ -1,0 +1,85 @@
+"""`python -m worker.extractor` on tiny stories, and the table's rows that wear what it made."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from server.engine.request import ArtefactRef
+from tests.support.base_files import save, stretched
+from tests.support.embeddings import FakeEmbedder
+from tests.support.tiny_fairytaleqa import write_story
+from tests.support.tiny_training import TWO_STEPS
+from worker.evaluation.arguments import parse_arguments as evaluation_arguments
+from worker.evaluation.run import run as evaluate
+from worker.extractor.__main__ import main
+from worker.extractor.arguments import parse_arguments
+from worker.extractor.run import run
+
+QUICK = {"rank": 4, "max_steps": 2, "batch_size": 2, "micro_batch": 2, "evaluate_every": 2, "gate_improvement": -1.0}
+WEIGHTS = {**QUICK, "learn": "weights"}
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("house")
+    stretched(save(folder / "base"))
+    fox = ["A grey fox ran over the old bridge at night.", "It slept in the mill until the morning came. Then it ate two plums."]
+    hen = ["A red hen sat on a brown egg in the barn.", "Nobody else had ever seen so large an egg. She was proud of it."]
+    for split in ("train", "val"):
+        write_story(folder, split, "fox", fox, [("What ran?", "a fox", "a grey fox"), ("Where did it sleep?", "in the mill", "")])
+        write_story(folder, split, "hen", hen, [("What sat on an egg?", "a hen", "")])
+    write_story(folder, "train", "long", [fox[0]] * 40, [("What ran?", "a fox", "")] * 9)
+    return folder
+
+
+def given(house: Path, **options: Any) -> list[str]:
+    common = {"dataset": "fairytaleqa", "data": house, "base": house / "base", "cache": house / "cache", "passage_tokens": 48}
+    named = {**common, **options}
+    return [word for name, value in named.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def trained(house: Path, out: str, recipe: dict[str, Any], **options: Any) -> ArtefactRef:
+    words = given(house, out=house / out, recipe=json.dumps(recipe), most_tokens=400, module_recipe=json.dumps(TWO_STEPS), **options)
+    return run(parse_arguments(words), Console(file=StringIO()), lambda source: FakeEmbedder())
+
+
+@pytest.fixture(scope="module")
+def reader(house: Path) -> ArtefactRef:
+    return trained(house, "reader", QUICK)
+
+
+def test_a_reader_then_worn_modules_then_the_weights_over_them(house: Path, reader: ArtefactRef) -> None:
+    weights = trained(house, "weights", WEIGHTS, modules="worn", start=reader.directory)
+    assert weights.digest == reader.digest
+    assert weights.composition != reader.composition
+    manifest = json.loads((weights.directory / "manifest.json").read_text())
+    assert (manifest["data"]["documents"], manifest["data"]["modules"]) == (2, 2), "the long story is left out"
+    gate = json.loads((house / "weights" / "gate.json").read_text())
+    assert gate["weights"]["w_km"]["unlearned"] >= 0
+
+
+def test_the_table_wears_it(house: Path, reader: ArtefactRef) -> None:
+    rows = "base,KE,KM_other+KE,KM_mixed+KE,KM_mixed(worn)+KE,ICL+KE,RAG+KM+KE"
+    words = given(house, rows=rows, passages="1", recipe=json.dumps(TWO_STEPS), out=house / "out", extractor=reader.directory)
+    evaluate(evaluation_arguments(words), Console(file=StringIO(), width=200), lambda source: FakeEmbedder())
+    losses: dict[str, list[float]] = {}
+    for line in (house / "out" / "questions.jsonl").read_text().splitlines():
+        question = json.loads(line)
+        losses.setdefault(question["row"], []).append(question["values"]["gold_nll"])
+    assert list(losses) == rows.split(",")
+    assert len(set(map(tuple, losses.values()))) == len(losses), "each row wears something else"
+
+
+def test_extractors_over_bare_modules_are_told_what_to_do(house: Path, reader: ArtefactRef, capsys: pytest.CaptureFixture[str]) -> None:
+    words = given(house, out=house / "wrong", recipe=json.dumps(QUICK), most_tokens=400, module_recipe=json.dumps(TWO_STEPS))
+    assert main([*words, "--documents", "1"]) == 1
+    assert "fewer than two documents" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        parse_arguments([*words, "--modules", "worn"])
+    assert "--modules worn needs --start" in capsys.readouterr().err
