@@ -1,4 +1,4 @@
-"""No query of documents, revisions, passages, modules or vectors without a tenant: what types cannot hold, this holds.
+"""No query of tenants' rows or vectors without a tenant: what types cannot hold, this holds.
 
     python -m scripts.lint_tenant [FILE_OR_DIRECTORY ...]        default: server worker
 
@@ -22,8 +22,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-GUARDED = frozenset({"Document", "Revision", "Passage", "Module"})
-TABLES = re.compile(r"\b(?:from|join|update|into)\s+(?:documents|revisions|passages|modules)\b", re.IGNORECASE)
+GUARDED = frozenset({"Document", "Revision", "Passage", "Module", "ExtractorDocument", "ExtractorQuestion"})
+TABLES = re.compile(
+    r"\b(?:from|join|update|into)\s+(?:documents|revisions|passages|modules|extractor_documents|extractor_questions)\b", re.IGNORECASE
+)
 STATEMENTS = frozenset({"select", "update", "delete", "query"})
 UNFILTERABLE = frozenset({"get", "get_one", "aliased"})
 JOINS = frozenset({"join", "outerjoin", "join_from", "outerjoin_from", "select_from", "using"})

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from server.db import jobs
+from server.db import jobs, material
 from server.documents import deletion, idempotency
 from server.parts import Parts
 from server.transactions import writing
@@ -43,6 +43,7 @@ async def housework(parts: Parts) -> None:
         parts.tasks.start(asyncio.to_thread(parts.ring))
     parts.notify_ingest()
     await writing(parts.database, idempotency.sweep)
+    await writing(parts.database, material.sweep)
     await deletion.sweep(parts)
 
 

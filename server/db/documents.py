@@ -11,6 +11,7 @@ from typing import Any, Final
 from sqlalchemy import Select, select, update
 from sqlalchemy.orm import Session
 
+from server.db import material
 from server.db.clock import db_now
 from server.db.tables import Document, DocumentStatus, Job, JobKind, JobState
 from server.errors import Conflict, DocumentNotFound
@@ -65,7 +66,7 @@ def lock(session: Session, tenant_id: str, document_id: str) -> Document | None:
 
 
 def tombstone(session: Session, tenant_id: str, document_id: str) -> list[Job]:
-    """Delete a document in whatever state it is, and cancel its jobs; from now on it is not found.
+    """Delete a document in whatever state it is, and cancel its jobs and those that learn from it; from now on it is not found.
 
     Returns the jobs that still run: their workers see `cancel_requested` and stop. Files and vectors are the caller's to remove,
     after this transaction. Raises DocumentNotFound.
@@ -78,12 +79,13 @@ def tombstone(session: Session, tenant_id: str, document_id: str) -> list[Job]:
     )
     if session.scalars(deleted).one_or_none() is None:
         raise DocumentNotFound("no such document")
-    jobs = update(Job).where(Job.document_id == document_id, Job.tenant_id == tenant_id)
+    jobs = update(Job).where(material.concerns(tenant_id, document_id), Job.tenant_id == tenant_id)
     session.execute(
         jobs.where(Job.state == JobState.QUEUED).values(
             state=JobState.CANCELLED, cancel_requested=True, finished_at=db_now(), updated_at=db_now()
         )
     )
+    material.forget_document(session, tenant_id, document_id)
     running = jobs.where(Job.state == JobState.RUNNING).values(cancel_requested=True, updated_at=db_now()).returning(Job)
     return list(session.scalars(running, execution_options={"populate_existing": True}))
 
@@ -93,9 +95,9 @@ def advance(session: Session, job: Job, status: DocumentStatus) -> None:
 
     The document must be locked and live.
     """
-    document = get_live(session, job.tenant_id, job.document_id)
+    document = get_live(session, job.tenant_id, job.subject.document_id)
     if document.revision_id == job.revision_id and document.status in _SOURCES[status]:
-        set_status(session, job.document_id, job.tenant_id, status)
+        set_status(session, document.id, job.tenant_id, status)
 
 
 def follow_job(session: Session, job: Job) -> None:
@@ -104,15 +106,17 @@ def follow_job(session: Session, job: Job) -> None:
     Only the job of the current revision moves the status, and only out of the status that the job itself stands for: a document that has
     gone on (deleted, uploaded again) is left alone. An older module stays in service, so its document is ready again.
     """
-    document = lock(session, job.tenant_id, job.document_id)
+    if job.kind == JobKind.EXTRACTOR:
+        return
+    document = lock(session, job.tenant_id, job.subject.document_id)
     if document is None or document.revision_id != job.revision_id or _another_runs(session, job):
         return
     if job.kind == JobKind.INGEST and document.status == DocumentStatus.INGESTING:
         ended = DocumentStatus.CANCELLED if job.state == JobState.CANCELLED else DocumentStatus.FAILED
-        set_status(session, job.document_id, job.tenant_id, ended, job.error)
+        set_status(session, document.id, job.tenant_id, ended, job.error)
     if job.kind == JobKind.TRAIN and document.status == DocumentStatus.TRAINING:
         before = DocumentStatus.READY if document.module_id else DocumentStatus.RETRIEVAL_READY
-        set_status(session, job.document_id, job.tenant_id, before, job.error)
+        set_status(session, document.id, job.tenant_id, before, job.error)
 
 
 def _another_runs(session: Session, job: Job) -> bool:

@@ -19,12 +19,14 @@ from sqlalchemy.orm import Session, aliased
 
 from server.db import documents
 from server.db.clock import db_now
-from server.db.tables import DocumentStatus, Job, JobKind, JobState
+from server.db.tables import Document, DocumentStatus, Job, JobKind, JobState
 from server.errors import AttemptsExhausted, JobLost, JobNotFound
 
 _REFRESH = {"populate_existing": True}
 _FREED: dict[str, Any] = {"lease_owner": None, "lease_until": None}
 _DUE = func.coalesce(Job.not_before, 0.0) <= db_now()
+WORKER_KINDS: Final = (JobKind.TRAIN, JobKind.EXTRACTOR)
+"""What a worker trains. They share its turns; an ingest is the API's."""
 RETRY_SECONDS: Final = 10.0
 LONGEST_RETRY_SECONDS: Final = 600.0
 """A failed attempt waits the first after the first failure and twice as long after each other one, up to the second."""
@@ -42,14 +44,15 @@ def enqueue(
     session: Session,
     *,
     tenant_id: str,
-    document_id: str,
-    revision_id: str,
+    document_id: str | None = None,
+    revision_id: str | None = None,
     kind: JobKind,
     params: dict[str, Any],
     priority: int = 0,
     max_attempts: int = 5,
 ) -> Job:
-    """A new queued job. Ring the bell after the transaction, not in it."""
+    """A new queued job, about one document or, the training of an extractor, about none alone. Ring the bell after the transaction, not
+    in it."""
     row = {"tenant_id": tenant_id, "document_id": document_id, "revision_id": revision_id, "kind": kind, "params": params}
     times = {"created_at": db_now(), "updated_at": db_now()}
     new = insert(Job).values(
@@ -66,12 +69,13 @@ def enqueue(
     return session.scalars(new.returning(Job), execution_options=_REFRESH).one()
 
 
-def claim(session: Session, kind: JobKind, owner: str, lease_seconds: float) -> Job | None:
+def claim(session: Session, kinds: JobKind | tuple[JobKind, ...], owner: str, lease_seconds: float) -> Job | None:
     """Take the best queued job that is due: highest priority, then the tenant whose last start lies furthest back, then the oldest.
 
     The row is taken by compare-and-set on (queued, attempt); who comes second looks again. A claimed training shows in its document.
     """
-    while (candidate := session.scalars(_best(kind), execution_options=_REFRESH).one_or_none()) is not None:
+    best = _best((kinds,) if isinstance(kinds, JobKind) else kinds)
+    while (candidate := session.scalars(best, execution_options=_REFRESH).one_or_none()) is not None:
         with session.begin_nested() as savepoint:
             job = _take(session, candidate, owner, lease_seconds)
             if job is None:
@@ -86,7 +90,7 @@ def hold(session: Session, job_id: str, attempt: int) -> Job:
     mine = select(Job).where(Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING)
     job = session.scalars(mine, execution_options=_REFRESH).one_or_none()
     if job is not None:
-        documents.lock(session, job.tenant_id, job.document_id)
+        _lock_document(session, job)
         job = session.scalars(mine.with_for_update(), execution_options=_REFRESH).one_or_none()
     if job is None:
         raise JobLost("the job belongs to another attempt")
@@ -172,7 +176,7 @@ def request_cancel(session: Session, tenant_id: str, job_id: str) -> JobState:
     job = session.scalars(select(Job).where(*mine), execution_options=_REFRESH).one_or_none()
     if job is None:
         raise JobNotFound("no such job")
-    documents.lock(session, tenant_id, job.document_id)
+    _lock_document(session, job)
     queued = Job.state == JobState.QUEUED
     job = _change(
         session,
@@ -194,8 +198,8 @@ def reap(session: Session, kinds: Sequence[JobKind] = tuple(JobKind)) -> list[Jo
 
 
 def unrung(session: Session, ring_seconds: float) -> list[str]:
-    """Training jobs that are due and have been queued, and not rung for, longer than `ring_seconds`; marks them as rung for."""
-    waiting = Job.state == JobState.QUEUED, Job.kind == JobKind.TRAIN, _DUE
+    """Trainings that are due and have been queued, and not rung for, longer than `ring_seconds`; marks them as rung for."""
+    waiting = Job.state == JobState.QUEUED, Job.kind.in_(WORKER_KINDS), _DUE
     silent = func.coalesce(Job.rung_at, Job.created_at) < db_now() - ring_seconds
     ids = list(session.scalars(select(Job.id).where(*waiting, silent).with_for_update(skip_locked=True)))
     session.execute(update(Job).where(Job.id.in_(ids)).values(rung_at=db_now()))
@@ -206,23 +210,23 @@ def reap_once(session: Session, *, ring_seconds: float) -> Reaped:
     """One round of the reaper, for every kind of job. Ring, if so told, after the transaction."""
     jobs = tuple(reap(session))
     waiting = unrung(session, ring_seconds)
-    again = any(job.kind == JobKind.TRAIN and job.state == JobState.QUEUED for job in jobs)
+    again = any(job.kind in WORKER_KINDS and job.state == JobState.QUEUED for job in jobs)
     return Reaped(jobs=jobs, ring=again or bool(waiting))
 
 
-def _best(kind: JobKind) -> Any:
+def _best(kinds: tuple[JobKind, ...]) -> Any:
     other = aliased(Job)
-    last_start = select(func.max(other.started_at)).where(other.kind == kind, other.tenant_id == Job.tenant_id).scalar_subquery()
+    last_start = select(func.max(other.started_at)).where(other.kind.in_(kinds), other.tenant_id == Job.tenant_id).scalar_subquery()
     turn = func.coalesce(last_start, 0.0)
-    queued = select(Job).where(Job.kind == kind, Job.state == JobState.QUEUED, _DUE)
+    queued = select(Job).where(Job.kind.in_(kinds), Job.state == JobState.QUEUED, _DUE)
     return queued.order_by(Job.priority.desc(), turn, Job.created_at, Job.id).limit(1)
 
 
 def _take(session: Session, candidate: Job, owner: str, lease_seconds: float) -> Job | None:
     """The candidate, running or, if its document was deleted, cancelled; None if somebody else came first."""
-    document = documents.lock(session, candidate.tenant_id, candidate.document_id)
+    document = _lock_document(session, candidate)
     same = update(Job).where(Job.id == candidate.id, Job.state == JobState.QUEUED, Job.attempt == candidate.attempt)
-    if document is None:
+    if document is None and candidate.document_id is not None:
         return _change(session, same, state=JobState.CANCELLED, finished_at=db_now())
     job = _change(session, same, **_claimed(owner, lease_seconds))
     if job is not None and job.kind == JobKind.TRAIN:
@@ -251,7 +255,7 @@ def _requeue(session: Session, job: Job, **values: Any) -> Job:
 
 def _reap_one(session: Session, seen: Job, expired: ColumnElement[bool]) -> Job | None:
     """None when a heartbeat or another reaper came first."""
-    documents.lock(session, seen.tenant_id, seen.document_id)
+    _lock_document(session, seen)
     held = select(Job).where(Job.id == seen.id, Job.attempt == seen.attempt, expired).with_for_update()
     job = session.scalars(held, execution_options=_REFRESH).one_or_none()
     if job is None:
@@ -260,6 +264,11 @@ def _reap_one(session: Session, seen: Job, expired: ColumnElement[bool]) -> Job 
         message = f"gave up after {job.attempt} attempts whose worker died; look at the worker's log, then retry"
         return fail(session, job.id, job.attempt, code=AttemptsExhausted.code, message=message)
     return _requeue(session, job)
+
+
+def _lock_document(session: Session, job: Job) -> Document | None:
+    """None for a document that is deleted, and where the job is about none."""
+    return None if job.document_id is None else documents.lock(session, job.tenant_id, job.document_id)
 
 
 def _write(session: Session, job_id: str, attempt: int, **values: Any) -> Job:

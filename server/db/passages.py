@@ -25,9 +25,8 @@ class NewPassage:
 
 def replace(session: Session, job: Job, passages: Sequence[NewPassage]) -> None:
     """Make these the passages of the job's revision, in place of those it had."""
-    delete_revision(session, job.tenant_id, job.revision_id)
-    owner = {"tenant_id": job.tenant_id, "document_id": job.document_id, "revision_id": job.revision_id}
-    session.execute(insert(Passage), [{**owner, **vars(passage)} for passage in passages])
+    delete_revision(session, job.tenant_id, job.subject.revision_id)
+    session.execute(insert(Passage), [{**vars(job.subject), **vars(passage)} for passage in passages])
 
 
 def describe_revision(session: Session, job: Job, *, media_type: str, pages: int | None, tokens: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -26,8 +27,11 @@ class DocumentStatus(StrEnum):
 
 
 class JobKind(StrEnum):
+    """An ingest and a training are about one document, the training of an extractor about several."""
+
     INGEST = "ingest"
     TRAIN = "train"
+    EXTRACTOR = "extractor"
 
 
 class JobState(StrEnum):
@@ -159,7 +163,8 @@ class Module(Base):
 
 
 class Extractor(Base):
-    """A knowledge extractor. `owner` is `system` or a tenant; at most one is active for an owner."""
+    """A published knowledge extractor. `owner` is `system` or a tenant; at most one is active for an owner. What it was trained on are the
+    `ExtractorDocument`s of its job."""
 
     __tablename__ = "extractors"
     __table_args__ = (
@@ -180,6 +185,43 @@ class Extractor(Base):
     scope: Mapped[str]
     active: Mapped[bool]
     created_at: Mapped[float]
+    name: Mapped[str | None]
+    job_id: Mapped[str | None] = mapped_column(index=True)
+    gate: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    row_version: Mapped[int] = mapped_column(default=1)
+
+
+class ExtractorDocument(Base):
+    """A revision that an extractor's job learns from. It outlives the document: the extractor was trained on it all the same."""
+
+    __tablename__ = "extractor_documents"
+    __table_args__ = (Index("ix_extractor_documents_document", "tenant_id", "document_id"),)
+    job_id: Mapped[str] = mapped_column(primary_key=True)
+    document_id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    revision_id: Mapped[str]
+
+
+class ExtractorQuestion(Base):
+    """A question with its answers that an extractor's job learns from; gone when the job has ended, or with its document."""
+
+    __tablename__ = "extractor_questions"
+    __table_args__ = (Index("ix_extractor_questions_document", "tenant_id", "document_id"),)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    ordinal: Mapped[int] = mapped_column(Integer, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    document_id: Mapped[str]
+    question: Mapped[str] = mapped_column(Text)
+    answers: Mapped[list[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The revision that a job is about."""
+
+    tenant_id: str
+    document_id: str
+    revision_id: str
 
 
 class Job(Base):
@@ -192,8 +234,8 @@ class Job(Base):
     )
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
-    document_id: Mapped[str] = mapped_column(ForeignKey("documents.id"), index=True)
-    revision_id: Mapped[str] = mapped_column(ForeignKey("revisions.id"))
+    document_id: Mapped[str | None] = mapped_column(ForeignKey("documents.id"), index=True)
+    revision_id: Mapped[str | None] = mapped_column(ForeignKey("revisions.id"))
     kind: Mapped[str]
     state: Mapped[str]
     stage: Mapped[str | None]
@@ -214,6 +256,13 @@ class Job(Base):
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
     updated_at: Mapped[float]
+
+    @property
+    def subject(self) -> Subject:
+        """Of an ingest or a training; the training of an extractor has none."""
+        assert self.document_id is not None
+        assert self.revision_id is not None
+        return Subject(tenant_id=self.tenant_id, document_id=self.document_id, revision_id=self.revision_id)
 
 
 class IdempotencyKey(Base):

@@ -192,7 +192,8 @@ class IngestLoop:
         remains = await self._write(ingest_records.withdraw, job, self._lease_seconds)
         try:
             await asyncio.to_thread(self._remove_files, remains)
-            await self._ingestor.forget(job.tenant_id, job.document_id, job.revision_id)
+            subject = job.subject
+            await self._ingestor.forget(subject.tenant_id, subject.document_id, subject.revision_id)
         except (KmserveError, OSError):
             logger.exception("job %s: what it wrote could not be removed", job.id)
 
@@ -202,7 +203,7 @@ class IngestLoop:
             self._blobs.delete_prefix(remains.upload.blob.rpartition("/")[0])
 
     def _source(self, job: Job, upload: Upload) -> Source:
-        owner = {"tenant_id": job.tenant_id, "document_id": job.document_id, "revision_id": job.revision_id}
+        owner = vars(job.subject)
         return Source(**owner, path=self._blobs.path(upload.blob), filename=upload.filename)
 
     async def _write(

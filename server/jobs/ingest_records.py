@@ -40,8 +40,8 @@ class Remains:
 
 def upload_of(session: Session, job: Job) -> Upload:
     """Raises DocumentNotFound for a document that was deleted meanwhile."""
-    document = documents.get_live(session, job.tenant_id, job.document_id)
-    return Upload(blob=passages.revision(session, job.tenant_id, job.revision_id).blob, filename=document.filename)
+    document = documents.get_live(session, job.tenant_id, job.subject.document_id)
+    return Upload(blob=passages.revision(session, job.tenant_id, job.subject.revision_id).blob, filename=document.filename)
 
 
 def report(session: Session, job: Job, *, stage: str, done: int, total: int, unit: str) -> None:
@@ -57,7 +57,7 @@ def finish(session: Session, job: Job, ingested: Ingested, max_attempts: int) ->
     """
     if jobs.hold(session, job.id, job.attempt).cancel_requested:
         raise IngestStopped
-    document = documents.get_live(session, job.tenant_id, job.document_id)
+    document = documents.get_live(session, job.tenant_id, job.subject.document_id)
     passages.replace(session, job, [_row(name, ingested) for name in ingested.passages])
     parsed = ingested.parsed
     passages.describe_revision(session, job, media_type=parsed.media_type, pages=parsed.page_count, tokens=ingested.tokens)
@@ -74,7 +74,7 @@ def withdraw(session: Session, job: Job, lease_seconds: float) -> Remains:
     live = lives(session, job)
     if live:
         jobs.heartbeat(session, job.id, job.attempt, lease_seconds)
-    passages.delete_revision(session, job.tenant_id, job.revision_id)
+    passages.delete_revision(session, job.tenant_id, job.subject.revision_id)
     # Not read from the revision's row, which goes with a deleted document before its last attempt may have noticed.
     blob = f"{job.tenant_id}/{job.document_id}/{job.revision_id}"
     return Remains(upload=Upload(blob=blob, filename=None), lives=live)
@@ -82,7 +82,7 @@ def withdraw(session: Session, job: Job, lease_seconds: float) -> Remains:
 
 def lives(session: Session, job: Job) -> bool:
     try:
-        documents.get_live(session, job.tenant_id, job.document_id)
+        documents.get_live(session, job.tenant_id, job.subject.document_id)
     except DocumentNotFound:
         return False
     return True
@@ -92,22 +92,20 @@ def _advance(session: Session, job: Job, document: Document, max_attempts: int) 
     """A document whose content was replaced meanwhile waits for the newer revision's ingest."""
     if document.revision_id != job.revision_id:
         return False
-    documents.set_status(session, job.document_id, job.tenant_id, DocumentStatus.RETRIEVAL_READY)
+    documents.set_status(session, document.id, job.tenant_id, DocumentStatus.RETRIEVAL_READY)
     if job.params.get("keep_module"):
-        documents.set_status(session, job.document_id, job.tenant_id, DocumentStatus.READY)
+        documents.set_status(session, document.id, job.tenant_id, DocumentStatus.READY)
         return False
     if document.train != "auto":
         return False
     jobs.enqueue(
         session,
-        tenant_id=job.tenant_id,
-        document_id=job.document_id,
-        revision_id=job.revision_id,
+        **vars(job.subject),
         kind=JobKind.TRAIN,
         params={"preset": document.preset},
         max_attempts=max_attempts,
     )
-    documents.set_status(session, job.document_id, job.tenant_id, DocumentStatus.TRAINING)
+    documents.set_status(session, document.id, job.tenant_id, DocumentStatus.TRAINING)
     return True
 
 

@@ -14,6 +14,7 @@ import errno
 import os
 import re
 import shutil
+import time
 import uuid
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from server.modules.manifest import DIGEST
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _DOOMED = ".deleted-"
+_STAGED = ".staging-"
+_ABANDONED_SECONDS = 24 * 3600.0
 
 
 class ModuleStore:
@@ -38,11 +41,13 @@ class ModuleStore:
 
     def staging(self, tenant: str, document: str) -> Path:
         """A new empty directory on the store's filesystem, for `publish`. It goes with the document if it is never published."""
-        folder = self._document(tenant, document)
-        make_durably(folder)
-        staged = folder / f".staging-{uuid.uuid4().hex}"
-        staged.mkdir(mode=0o700)
-        return staged
+        return _staging(self._document(tenant, document))
+
+    def staging_extractor(self, owner: str) -> Path:
+        """Like `staging`; what a crash left of earlier ones goes."""
+        folder = self._root / "extractors" / _name(owner)
+        _clear_abandoned(folder)
+        return _staging(folder)
 
     def publish(self, staged: Path, tenant: str, document: str, digest: str) -> Path:
         """Move a staged artefact to its place, all or nothing, on the disk when this returns.
@@ -50,21 +55,19 @@ class ModuleStore:
         An artefact already there under this digest is kept, with its own manifest, and the staged one dropped: a row must describe
         what lies in the returned directory. FileNotFoundError if the document was deleted meanwhile, with what was staged.
         """
-        target = self.path(tenant, document, digest)
-        make_durably(target.parent)
-        flush_tree(staged)
-        try:
-            staged.rename(target)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-            shutil.rmtree(staged)
-        flush(target.parent)
-        return target
+        return _publish(staged, self.path(tenant, document, digest))
+
+    def publish_extractor(self, staged: Path, owner: str, digest: str) -> Path:
+        """Like `publish`."""
+        return _publish(staged, self.extractor_path(owner, digest))
 
     def delete(self, tenant: str, document: str, digest: str) -> None:
         """Remove a module; nothing there is no error. A reader sees all of it or nothing at any time."""
         _remove(self.path(tenant, document, digest))
+
+    def delete_extractor(self, owner: str, digest: str) -> None:
+        """Like `delete`."""
+        _remove(self.extractor_path(owner, digest))
 
     def delete_document(self, tenant: str, document: str) -> None:
         """Remove all that is kept of a document: its modules, staged ones and quarantined ones."""
@@ -96,6 +99,33 @@ class ModuleStore:
 
     def _quarantine(self, tenant: str, document: str) -> Path:
         return self._root / "quarantine" / _name(tenant) / _name(document)
+
+
+def _staging(folder: Path) -> Path:
+    make_durably(folder)
+    staged = folder / f"{_STAGED}{uuid.uuid4().hex}"
+    staged.mkdir(mode=0o700)
+    return staged
+
+
+def _clear_abandoned(folder: Path) -> None:
+    for staged in folder.glob(f"{_STAGED}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - staged.stat().st_mtime > _ABANDONED_SECONDS:
+                _remove_tree(staged)
+
+
+def _publish(staged: Path, target: Path) -> Path:
+    make_durably(target.parent)
+    flush_tree(staged)
+    try:
+        staged.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        shutil.rmtree(staged)
+    flush(target.parent)
+    return target
 
 
 def _size(file: Path) -> int:

@@ -12,7 +12,7 @@ import pytest
 from server.db import documents, jobs
 from server.db.tables import DocumentStatus, JobState
 from server.jobs.bell import Bell
-from tests.support.training_rig import Rig, Step, alive, eventually, fake_artefact, make_rig, stage
+from tests.support.training_rig import Rig, Step, alive, eventually, fake_artefact, fake_extractor, make_rig, stage
 from tests.support.worker_process import worker_process
 
 HANG: Step = {"wait_for": "never"}
@@ -73,6 +73,23 @@ def test_kill_of_the_worker_ends_its_trainer_and_another_resumes(rig: Rig, tmp_p
     with worker_process(rig.settings):
         eventually(lambda: rig.job(job_id).state == JobState.SUCCEEDED)
     assert (rig.job(job_id).attempt, len(rig.versions(document))) == (2, 1)
+
+
+def test_kill_of_the_worker_in_the_training_of_an_extractor_is_resumed_by_another(rig: Rig, tmp_path: Path) -> None:
+    made = fake_extractor(tmp_path / "made")
+    job_id = rig.train_extractor([stage("fitting"), {**HANG, "only_attempt": 1}, made.step()])
+    with worker_process(rig.settings) as worker:
+        rig.reach(job_id, "fitting")
+        pid = rig.trainer_pid(None, job_id)
+        worker.kill()
+    eventually(lambda: not alive(pid))
+    assert rig.job(job_id).state == JobState.RUNNING
+    (rig.directory(None, job_id) / "kept").touch()
+    rig.expire_lease(job_id)
+    with worker_process(rig.settings):
+        eventually(lambda: rig.job(job_id).state == JobState.SUCCEEDED)
+        eventually(lambda: not rig.directory(None, job_id).exists())
+    assert (rig.job(job_id).attempt, [each.composition_digest for each in rig.extractors()]) == (2, [made.composition])
 
 
 def test_kill_of_the_trainer_is_retried(rig: Rig, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""A trainer that trains nothing: it speaks the protocol of `worker.train` and does what the document's text tells it, a JSON list of steps.
+"""A trainer that trains nothing: it speaks the protocol of `worker.train` and does what the document's text tells it, a JSON list of steps;
+where it trains an extractor, the text of the first of its documents.
 
     {"say": EVENT}                 one event on standard output
     {"print": TEXT}                noise on standard output
@@ -34,7 +35,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: checkpoint(attempt))
     (attempt / "pid").write_text(str(os.getpid()))
     print("fake trainer starts", file=sys.stderr, flush=True)
-    for step in json.loads(spec["text"]):
+    script = spec["documents"][0]["text"] if spec["kind"] == "extractor" else spec["text"]
+    for step in json.loads(script):
         if step.get("only_attempt") in (None, spec["attempt"]):
             take(step, job)
 

@@ -9,9 +9,11 @@ from typing import Any
 from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
-from server.db import jobs
+from server.db import documents, jobs, material, modules
 from server.db.clock import db_now
-from server.db.tables import Document, DocumentStatus, Extractor, Job, JobKind, Revision, Tenant
+from server.db.material import Answered
+from server.db.modules import NewModule
+from server.db.tables import Document, DocumentStatus, Extractor, Job, JobKind, Module, Revision, Tenant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,26 @@ def training(session: Session, document: Uploaded, **options: Any) -> Job:
     return jobs.enqueue(session, **vars(document), kind=JobKind.TRAIN, **{"params": {"preset": "quick"}, **options})
 
 
+def extractor_training(session: Session, *learned: Uploaded, owner: str = "acme", **params: Any) -> Job:
+    """A queued training of an extractor, on one question about each of these documents of one tenant."""
+    wanted = {"owner": owner, "name": None, "recipe": {}, "seed": 0, "activate": False, **params}
+    job = jobs.enqueue(session, tenant_id=learned[0].tenant_id, kind=JobKind.EXTRACTOR, params=wanted)
+    questions = [Answered(document_id=each.document_id, question="How many days?", answers=("31",)) for each in learned]
+    material.add(session, job, {each.document_id: each.revision_id for each in learned}, questions)
+    return job
+
+
+def publish_module(session: Session, document: Uploaded, *, wears: str | None) -> Module:
+    """A module without files that answers for the document from now on, which is indexed and ready."""
+    plain: dict[str, Any] = {"digest": uuid.uuid4().hex * 2, "manifest_sha256": "e" * 64, "base_fingerprint": "f" * 64, "scope": "all", "gate": {}}
+    module = modules.insert_version(session, NewModule(**vars(document), job_id="job_x", wears=wears, **plain))
+    modules.activate(session, module)
+    mine = (Revision.id == document.revision_id, Revision.tenant_id == document.tenant_id)
+    session.execute(update(Revision).where(*mine).values(indexed_at=db_now()))
+    documents.set_status(session, document.document_id, document.tenant_id, DocumentStatus.READY)
+    return module
+
+
 def document_row(session: Session, document: Uploaded) -> Document:
     mine = select(Document).where(Document.id == document.document_id, Document.tenant_id == document.tenant_id)
     return session.scalars(mine.execution_options(populate_existing=True)).one()
@@ -67,8 +89,10 @@ def expire_lease(session: Session, job_id: str) -> None:
     session.execute(update(Job).where(Job.id == job_id).values(lease_until=db_now() - 1))
 
 
-def extractor(session: Session, owner: str, lora: str, *, active: bool = True) -> None:
-    """An extractor that has no files."""
+def extractor(session: Session, owner: str, lora: str, *, active: bool = True, **changes: Any) -> str:
+    """An extractor that has no files; its id."""
     named = {"id": f"ext_{lora[:4]}{owner}", "owner": owner, "lora_digest": lora, "composition_digest": f"c{lora[1:]}"}
     proof = {"manifest_sha256": "e" * 64, "base_fingerprint": "f" * 64, "scope": "answer"}
-    session.execute(insert(Extractor).values(**named, **proof, active=active, created_at=db_now()))
+    row = {**named, **proof, **changes}
+    session.execute(insert(Extractor).values(**row, active=active, created_at=db_now()))
+    return str(row["id"])

@@ -11,21 +11,21 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import select
 
-from server.db import jobs, modules
+from server.db import extractors, jobs, modules
 from server.db.blobs import BlobStore
 from server.db.session import SyncDatabase
-from server.db.tables import Document, Job, JobKind, Module, Revision
+from server.db.tables import Document, Extractor, Job, Module, Revision
 from server.modules.manifest import ArtefactKind, Manifest, manifest_bytes
 from server.modules.store import ModuleStore
 from server.settings import Settings
 from tests.support.databases import migrated
-from tests.support.rows import Uploaded, document_row, expire_lease, job_row, skip_wait, training, upload
+from tests.support.rows import Uploaded, document_row, expire_lease, extractor_training, job_row, skip_wait, training, upload
 from worker.supervisor import Supervisor
 
 FAKE_TRAINER: Final = (sys.executable, "-I", str(Path(__file__).with_name("fake_trainer.py")))
@@ -62,31 +62,46 @@ class FakeArtefact:
     directory: Path
     digest: str
     manifest_sha256: str
+    composition: str | None = None
 
     def step(self, **changes: Any) -> Step:
         event = {"event": "result", "artefact": "artefact", "digest": self.digest, "manifest_sha256": self.manifest_sha256}
+        if self.composition is not None:
+            event["composition"] = self.composition
         return {"deliver": str(self.directory), "say": {**event, "gate": {"passed": True}, **changes}}
 
 
-def fake_artefact(folder: Path, seed: int = 0) -> FakeArtefact:
+def fake_artefact(folder: Path, seed: int = 0, *, wears: str | None = None) -> FakeArtefact:
+    return _write_artefact(folder, seed, kind=ArtefactKind.KNOWLEDGE_MODULE, wears=wears)
+
+
+def fake_extractor(folder: Path, seed: int = 0, *, weights: int = 0) -> FakeArtefact:
+    """Equal seeds have the same lora; `weights` is the seed of the composition over it."""
+    made = _write_artefact(folder, seed, kind=ArtefactKind.KNOWLEDGE_EXTRACTOR, wears=None)
+    composition = hashlib.sha256(f"{made.digest}{weights}".encode()).hexdigest()
+    (made.directory / "composition.safetensors").write_bytes(composition.encode())
+    return replace(made, composition=composition)
+
+
+def _write_artefact(folder: Path, seed: int, *, kind: ArtefactKind, wears: str | None) -> FakeArtefact:
     directory = folder / f"artefact-{uuid.uuid4().hex}"
     directory.mkdir(parents=True)
-    digest = hashlib.sha256(str(seed).encode()).hexdigest()
+    digest = hashlib.sha256(f"{seed}{wears or ''}".encode()).hexdigest()
     (directory / "adapter_model.safetensors").write_bytes(digest.encode())
-    described = manifest_bytes(_manifest(seed))
+    described = manifest_bytes(_manifest(seed, kind, wears))
     (directory / "manifest.json").write_bytes(described)
     return FakeArtefact(directory=directory, digest=digest, manifest_sha256=hashlib.sha256(described).hexdigest())
 
 
-def _manifest(seed: int) -> Manifest:
+def _manifest(seed: int, kind: ArtefactKind, wears: str | None) -> Manifest:
     return Manifest(
-        kind=ArtefactKind.KNOWLEDGE_MODULE,
+        kind=kind,
         base_fingerprint="0" * 64,
         rank=4,
         alpha=4.0,
         targets=("model.layers.0.self_attn.q_proj",),
         scope="all",
-        wears=None,
+        wears=wears,
         document_revision="1" * 64,
         objective="sdcd",
         recipe={},
@@ -122,6 +137,22 @@ class Rig:
         self.write_text(document, steps)
         return document, job_id
 
+    def train_extractor(self, steps: Sequence[Step], *documents: Uploaded, owner: str = "acme", **params: Any) -> str:
+        """A queued training of an extractor that runs these steps, on one question about each document; its id."""
+        with self.database.write() as session:
+            learned = [*documents] or [upload(session)]
+            job_id = extractor_training(session, *learned, owner=owner, **params).id
+        first, *others = sorted(learned, key=lambda document: document.document_id)
+        self.write_text(first, steps)
+        for other in others:
+            self.write_text(other, [])
+        return job_id
+
+    def extractors(self, owner: str = "acme") -> list[Extractor]:
+        """Oldest first."""
+        with self.database.write() as session:
+            return extractors.lock(session, owner)
+
     def write_text(self, document: Uploaded, steps: Sequence[Step]) -> None:
         with self.database.read() as session:
             mine = select(Revision.blob).where(Revision.id == document.revision_id, Revision.tenant_id == document.tenant_id)
@@ -156,13 +187,13 @@ class Rig:
 
     def claim(self, owner: str = "worker-1") -> Job:
         with self.database.write() as session:
-            job = jobs.claim(session, JobKind.TRAIN, owner, self.settings.lease_seconds)
+            job = jobs.claim(session, jobs.WORKER_KINDS, owner, self.settings.lease_seconds)
         assert job is not None
         return job
 
-    def cancel(self, document: Uploaded, job_id: str) -> None:
+    def cancel(self, document: Uploaded | None, job_id: str) -> None:
         with self.database.write() as session:
-            jobs.request_cancel(session, document.tenant_id, job_id)
+            jobs.request_cancel(session, document.tenant_id if document else "acme", job_id)
 
     def job(self, job_id: str) -> Job:
         with self.database.read() as session:
@@ -176,13 +207,15 @@ class Rig:
         with self.database.read() as session:
             return modules.versions(session, document.tenant_id, document.document_id)
 
-    def directory(self, document: Uploaded, job_id: str) -> Path:
-        return self.settings.root / "work" / document.tenant_id / document.document_id / job_id
+    def directory(self, document: Uploaded | None, job_id: str) -> Path:
+        """Of a document's job, or of an extractor's of tenant acme."""
+        tenant, folder = (document.tenant_id, document.document_id) if document else ("acme", "extractors")
+        return self.settings.root / "work" / tenant / folder / job_id
 
     def reach(self, job_id: str, stage_name: str) -> None:
         eventually(lambda: self.job(job_id).stage == stage_name)
 
-    def trainer_pid(self, document: Uploaded, job_id: str, attempt: int = 1) -> int:
+    def trainer_pid(self, document: Uploaded | None, job_id: str, attempt: int = 1) -> int:
         path = self.directory(document, job_id) / f"attempt-{attempt}" / "pid"
         eventually(lambda: path.exists() and path.read_text())
         return int(path.read_text())
