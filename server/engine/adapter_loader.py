@@ -6,7 +6,9 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from server.engine.adapter_bank import Product
@@ -43,7 +45,7 @@ def _explained(ref: ArtefactRef, error: OSError) -> KmserveError:
 
 
 def _laid_out(ref: ArtefactRef, artefact: Artefact, names: Sequence[str], base: BaseModel) -> HostAdapter:
-    tensors = tuple(_pair(artefact, name, base) for name in names)
+    tensors = _products(artefact, names, base)
     weights = [artefact.composition.weights(name) for name in names] if artefact.composition else None
     return HostAdapter(
         key=AdapterKey.of(ref),
@@ -56,22 +58,42 @@ def _laid_out(ref: ArtefactRef, artefact: Artefact, names: Sequence[str], base: 
     )
 
 
-def _pair(artefact: Artefact, name: str, base: BaseModel) -> Product | None:
-    if name not in artefact.a:
-        return None
-    return _host(artefact.a[name], base), _host(artefact.b[name].T, base)
+def _products(artefact: Artefact, names: Sequence[str], base: BaseModel) -> tuple[Product | None, ...]:
+    """In the model's dtype, in one piece of memory. Layers of one kind are converted together: each of hundreds of small steps would give
+    the interpreter's lock away and wait for it."""
+    alike: dict[tuple[str, torch.Size, torch.Size], list[str]] = {}
+    for name in filter(artefact.a.__contains__, names):
+        alike.setdefault((name.rpartition(".")[2], artefact.a[name].shape, artefact.b[name].shape), []).append(name)
+    memory = _memory(artefact.nbytes // next(iter(artefact.a.values())).itemsize, base)
+    found: dict[str, Product] = {}
+    end = 0
+    for kind in alike.values():
+        layers = sorted(kind, key=lambda name: artefact.a[name].storage_offset())
+        sides = []
+        for together in (
+            _together([artefact.a[name] for name in layers]),
+            _together([artefact.b[name] for name in layers]).transpose(1, 2),
+        ):
+            start, end = end, end + together.numel()
+            sides.append(memory[start:end].view(together.shape).copy_(together).unbind())
+        found |= zip(layers, zip(*sides, strict=True), strict=True)
+    return tuple(found.get(name) for name in names)
 
 
-def _host(tensor: Tensor, base: BaseModel) -> Tensor:
-    """In the model's dtype, page-locked where it will cross to a GPU."""
-    converted = tensor.to(base.dtype).contiguous()
-    return _pinned(converted) if base.device.type == "cuda" else converted
+def _together(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors of one shape as one: as they lie where they are evenly spaced in one piece of memory, like those of a file, else copied."""
+    first = tensors[0]
+    steps = {later.storage_offset() - earlier.storage_offset() for earlier, later in pairwise(tensors)}
+    if len(steps) == 1 and len({(tensor.untyped_storage().data_ptr(), tensor.stride()) for tensor in tensors}) == 1:
+        return first.as_strided((len(tensors), *first.shape), (steps.pop(), *first.stride()))
+    return torch.stack(list(tensors))
 
 
-def _pinned(tensor: Tensor) -> Tensor:
-    """As it is where the system locks no more pages: its copies are slower then, and no request fails for that."""
-    try:
-        return tensor.pin_memory()
-    except RuntimeError:
-        logger.warning("no page-locked memory for a module; copying it to the GPU will take longer", exc_info=True)
-        return tensor
+def _memory(elements: int, base: BaseModel) -> Tensor:
+    """Page-locked where it will cross to a GPU and the system locks pages: copies are slower without, and no request fails for that."""
+    if base.device.type == "cuda":
+        try:
+            return torch.empty(elements, dtype=base.dtype, pin_memory=True)
+        except RuntimeError:
+            logger.warning("no page-locked memory for a module; copying it to the GPU will take longer", exc_info=True)
+    return torch.empty(elements, dtype=base.dtype)

@@ -6,7 +6,8 @@ PEFT's `target_modules` order changes with PYTHONHASHSEED and its base model nam
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,6 +16,10 @@ from server.modules.canonical import canonical_json
 from server.modules.composition import Composition
 from server.modules.manifest import Manifest
 from server.modules.peft_format import named_tensors
+
+Spelled = tuple[str, torch.dtype, tuple[int, ...], memoryview]
+"""A tensor's name, dtype, shape and bytes."""
+_PORTION = 512 * 1024
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
@@ -29,6 +34,12 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def lora_digest(a: Mapping[str, Tensor], b: Mapping[str, Tensor], manifest: Manifest) -> str:
+    """Of a LoRA in memory: see `digest_of`."""
+    named = named_tensors(a, b).items()
+    return digest_of([(name, tensor.dtype, tuple(tensor.shape), tensor_bytes(tensor)) for name, tensor in named], manifest)
+
+
+def digest_of(tensors: Iterable[Spelled], manifest: Manifest) -> str:
     """sha256 over the sorted tensors (name, dtype, shape, bytes) and what they mean: r, alpha, targets, scope, base, wears."""
     meaning = {
         "r": manifest.rank,
@@ -39,9 +50,16 @@ def lora_digest(a: Mapping[str, Tensor], b: Mapping[str, Tensor], manifest: Mani
         "wears": manifest.wears,
     }
     sha256 = hashlib.sha256(canonical_json(meaning))
-    for name, tensor in sorted(named_tensors(a, b).items()):
-        sha256.update(canonical_json([name, dtype_name(tensor.dtype), list(tensor.shape)]))
-        sha256.update(tensor_bytes(tensor))
+    # Each portion gives the interpreter's lock away and has to get it back: hundreds of small ones would wait for other threads as often.
+    portion: list[bytes | memoryview] = []
+    size = 0
+    for name, dtype, shape, data in sorted(tensors, key=lambda tensor: tensor[0]):
+        portion += (_heading(name, dtype, shape), data)
+        size += len(data)
+        if size >= _PORTION:
+            sha256.update(b"".join(portion))
+            portion, size = [], 0
+    sha256.update(b"".join(portion))
     return sha256.hexdigest()
 
 
@@ -51,3 +69,8 @@ def composition_digest(composition: Composition, lora: str) -> str:
     for weights in (composition.w_km, composition.w_ke):
         sha256.update(tensor_bytes(weights.to(torch.float32)))
     return sha256.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _heading(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
+    return canonical_json([name, dtype_name(dtype), list(shape)])

@@ -81,7 +81,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     return canonical_json(asdict(manifest) | {name: float(getattr(manifest, name)) for name in _NUMBERS})
 
 
-def parse_manifest(data: bytes) -> Manifest:
+def parse_manifest(data: bytes | bytearray) -> Manifest:
     """Read a manifest of this schema version. ValueError says what is wrong with it, Unsupported that it has another version."""
     try:
         values = json.loads(data)

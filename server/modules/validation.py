@@ -7,8 +7,8 @@ nothing of directories: it is given bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Set
-from typing import Any
+from collections.abc import Callable, Mapping, Set
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from server.engine.request import ArtefactRef
 from server.modules.composition import Composition
-from server.modules.digest import composition_digest, lora_digest
+from server.modules.digest import composition_digest, digest_of
+from server.modules.layout import layout_of, views
 from server.modules.manifest import ArtefactKind, Manifest, Unsupported
 from server.modules.peft_format import adapter_config, tensor_names
 
@@ -25,6 +26,8 @@ Shapes = Mapping[str, tuple[int, int]]
 """layer -> (out, in) of every linear layer of the base model that an adapter may act on."""
 
 DTYPES = frozenset({torch.float32, torch.bfloat16})
+Data = TypeVar("Data")
+Found = TypeVar("Found")
 _HEADER_BYTES_A_TENSOR = 1024
 _HEADER_BYTES = 64 * 1024
 
@@ -43,7 +46,7 @@ def check_manifest(manifest: Manifest, ref: ArtefactRef, shapes: Shapes, max_ran
         raise Unsupported(f"the base model has no layer {unknown[0]} that an adapter may act on")
 
 
-def check_config(data: bytes, manifest: Manifest) -> None:
+def check_config(data: bytearray, manifest: Manifest) -> None:
     """The adapter config says what the manifest says and nothing else; only its base model's name is free."""
     try:
         config = json.loads(data)
@@ -67,35 +70,38 @@ def composition_bytes(manifest: Manifest) -> int:
     return len(manifest.targets) * (2 * torch.float32.itemsize + _HEADER_BYTES_A_TENSOR) + _HEADER_BYTES
 
 
-def lora_tensors(data: bytes, manifest: Manifest, shapes: Shapes, digest: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A [r, in] and B [out, r] of exactly the manifest's targets, one dtype, all finite, with the expected digest."""
-    found = _tensors(data, "the adapter")
+def lora_tensors(data: bytearray, manifest: Manifest, shapes: Shapes, digest: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A [r, in] and B [out, r] of exactly the manifest's targets, one dtype, all finite, with the expected digest; views of `data`."""
+    layout = _readable(layout_of, data, "the adapter")
+    found = layout.places
     expected = _expected_shapes(manifest, shapes)
     _check_names(found, expected.keys())
     for name, shape in expected.items():
-        _check_tensor(name, found[name], shape)
-    if len({tensor.dtype for tensor in found.values()}) > 1:
+        _check_tensor(name, found[name].dtype, found[name].shape, shape)
+    if len({place.dtype for place in found.values()}) > 1:
         raise ValueError("the tensors have several dtypes")
-    _check_finite(found)
-    a = {layer: found[tensor_names(layer)[0]] for layer in manifest.targets}
-    b = {layer: found[tensor_names(layer)[1]] for layer in manifest.targets}
-    if lora_digest(a, b, manifest) != digest:
+    flat, tensors = views(data, layout)
+    _check_finite(flat, tensors)
+    content = memoryview(data)
+    spelled = [(name, place.dtype, place.shape, content[place.start : place.end]) for name, place in found.items()]
+    if digest_of(spelled, manifest) != digest:
         raise ValueError("the digest of the tensors is not the expected one")
-    return a, b
+    names = [(layer, *tensor_names(layer)) for layer in manifest.targets]
+    return {layer: tensors[a] for layer, a, _ in names}, {layer: tensors[b] for layer, _, b in names}
 
 
-def composition_weights(data: bytes, manifest: Manifest, lora: str, digest: str) -> Composition:
+def composition_weights(data: bytearray, manifest: Manifest, lora: str, digest: str) -> Composition:
     """The weights of exactly the manifest's targets, float32, finite, with the expected digest."""
-    found = _tensors(data, "the composition")
+    found = _readable(safetensors.torch.load, bytes(data), "the composition")
     _check_names(found, {"w_km", "w_ke"})
     layers = _layer_names(data)
     if layers != manifest.targets:
         raise ValueError("the composition's layers are not the manifest's targets")
     for name, tensor in found.items():
-        _check_tensor(name, tensor, (len(layers),))
+        _check_tensor(name, tensor.dtype, tuple(tensor.shape), (len(layers),))
         if tensor.dtype != torch.float32:
             raise ValueError(f"{name} is not float32")
-    _check_finite(found)
+    _check_finite(torch.cat(list(found.values())), found)
     composition = Composition(layers=layers, w_km=found["w_km"], w_ke=found["w_ke"])
     if composition_digest(composition, lora) != digest:
         raise ValueError("the digest of the composition is not the expected one")
@@ -109,14 +115,14 @@ def _same(config: Mapping[str, Any], expected: Mapping[str, Any], key: str) -> b
     return json.dumps(config[key], sort_keys=True) == json.dumps(expected[key], sort_keys=True)
 
 
-def _tensors(data: bytes, what: str) -> dict[str, Tensor]:
+def _readable(parse: Callable[[Data], Found], data: Data, what: str) -> Found:
     try:
-        return safetensors.torch.load(data)
+        return parse(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{what} is no readable safetensors file: {error}") from None
 
 
-def _layer_names(data: bytes) -> tuple[str, ...]:
+def _layer_names(data: bytearray) -> tuple[str, ...]:
     """The layer names in the header of a file whose tensors are already read, so that the header's length is right."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     try:
@@ -137,25 +143,25 @@ def _expected_shapes(manifest: Manifest, shapes: Shapes) -> dict[str, tuple[int,
     return expected
 
 
-def _check_names(found: Mapping[str, Tensor], expected: Set[str]) -> None:
+def _check_names(found: Mapping[str, object], expected: Set[str]) -> None:
     if missing := sorted(expected - found.keys()):
         raise ValueError(f"tensor {missing[0]} is missing")
     if extra := sorted(found.keys() - expected):
         raise ValueError(f"tensor {extra[0]} is unexpected")
 
 
-def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"tensor {name} has shape {list(tensor.shape)}, not {list(shape)}")
-    if tensor.dtype not in DTYPES:
-        raise ValueError(f"tensor {name} has dtype {tensor.dtype}")
+def _check_tensor(name: str, dtype: torch.dtype, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    if found != shape:
+        raise ValueError(f"tensor {name} has shape {list(found)}, not {list(shape)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"tensor {name} has dtype {dtype}")
 
 
-def _check_finite(found: Mapping[str, Tensor]) -> None:
-    """Of one dtype. In one go over all of them, for it stands in the way of every load; extremes are not finite where anything is not."""
-    extremes = torch.aminmax(torch.cat([tensor.reshape(-1) for tensor in found.values()]))
-    if all(bool(torch.isfinite(extreme)) for extreme in extremes):
+def _check_finite(flat: Tensor, tensors: Mapping[str, Tensor]) -> None:
+    """`flat` holds all of them: looked at in one go, for it stands in the way of every load; extremes are not finite where anything is
+    not."""
+    if all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(flat)):
         return
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"tensor {name} is not finite")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,24 @@ def test_files_become_tensors_as_the_slots_want_them(tmp_path: Path) -> None:
     assert adapter.nbytes == 2 * artefact.nbytes
 
 
+def test_layers_without_an_adapter_have_none(tmp_path: Path) -> None:
+    artefact = tiny_artefact(BASE, 1, targets=3)
+    adapter = loader(BASE, LAYERS, 8)(written(tmp_path / "module", artefact))
+    assert [pair is not None for pair in adapter.tensors] == [name in artefact.a for name in LAYERS]
+    assert adapter.nbytes == sum(a.nbytes + b.nbytes for a, b in filter(None, adapter.tensors)) == 2 * artefact.nbytes
+
+
+def test_what_is_held_does_not_keep_the_files_bytes_alive(tmp_path: Path) -> None:
+    """In the base's own dtype too, where a copy might be saved."""
+    artefact = tiny_artefact(BASE, 1)
+    same = replace(BASE, dtype=torch.float32)
+    adapter = loader(same, LAYERS, 8)(written(tmp_path / "module", artefact))
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for pair in adapter.tensors if pair for tensor in pair
+    }
+    assert list(storages.values()) == [adapter.nbytes]
+
+
 def test_a_damaged_file_is_corrupt(tmp_path: Path) -> None:
     ref = written(tmp_path / "module", tiny_artefact(BASE, 1))
     path = ref.directory / "adapter_model.safetensors"
@@ -58,20 +77,21 @@ def test_a_module_of_another_base_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("locked", [True, False])
 def test_what_crosses_to_a_gpu_is_page_locked_and_contiguous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: bool) -> None:
-    """Where the system locks no pages, as without a GPU, tensors are served as they are."""
-    pinned: list[bool] = []
+    """All of a module at once; where the system locks no pages, as without a GPU, in memory as it is."""
+    pinned: list[int] = []
+    empty = torch.empty
 
-    def pin(tensor: torch.Tensor) -> torch.Tensor:
-        if not locked:
+    def take(elements: int, *, pin_memory: bool = False, **named: Any) -> torch.Tensor:
+        if pin_memory and not locked:
             raise RuntimeError("cannot lock pages")
-        pinned.append(tensor.is_contiguous())
-        return tensor.clone()
+        pinned.extend([elements] * pin_memory)
+        return empty(elements, **named)
 
-    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch, "empty", take)
     artefact = tiny_artefact(BASE, 1)
     on_gpu = replace(BASE, device=torch.device("cuda"))
     adapter = loader(on_gpu, LAYERS, 8)(written(tmp_path / "module", artefact))
-    assert pinned == [True] * (2 * len(LAYERS) if locked else 0)
+    assert pinned == ([artefact.nbytes // 4] if locked else [])
     for pair, name in zip(adapter.tensors, LAYERS, strict=True):
         assert pair is not None
         assert all(tensor.is_contiguous() for tensor in pair)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
 import torch
 
+from server.modules.canonical import canonical_json
 from server.modules.composition import Composition, ones
 from server.modules.digest import composition_digest, lora_digest, tensor_bytes
 from tests.support.artefacts import SHAPES, composition, lora, manifest
@@ -31,6 +33,19 @@ def test_the_digest_of_known_tensors_never_changes() -> None:
     described = manifest(rank=2, targets=("layer",))
     assert lora_digest(a, b, described) == "b4a9b6478b81e2cc65ac078a38ad440009ca929ab601ed4742da84c733ea64d8"
     assert composition_digest(ones(["layer"]), "0" * 64) == "21e79cefd33beb203eb0eaa73617ef708424780181c196003466945c18573167"
+
+
+def test_tensors_of_any_size_are_digested_one_after_the_other() -> None:
+    """Small ones go into sha256 together, as if each had gone alone."""
+    sizes = {"a": 3, "b": 300_000, "c": 7, "d": 100_000, "e": 100_000, "f": 1}
+    a = {name: torch.randn(1, size, generator=torch.Generator().manual_seed(size)) for name, size in sizes.items()}
+    described = manifest(rank=1, targets=tuple(sizes))
+    meaning = {"r": 1, "alpha": 8.0, "targets": sorted(sizes), "scope": "all", "base_fingerprint": "f" * 64, "wears": None}
+    expected = hashlib.sha256(canonical_json(meaning))
+    for name, tensor in a.items():
+        expected.update(canonical_json([f"base_model.model.{name}.lora_A.weight", "float32", list(tensor.shape)]))
+        expected.update(tensor.numpy().tobytes())
+    assert lora_digest(a, {}, described) == expected.hexdigest()
 
 
 @pytest.mark.parametrize(

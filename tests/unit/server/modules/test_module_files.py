@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from server.modules.files import flush_tree, make_durably, read_regular, write_durably
+from server.modules.files import announce, flush_tree, make_durably, read_regular, write_durably
 
 
 def test_a_file_is_written_once_and_for_its_owner_only(tmp_path: Path) -> None:
@@ -42,9 +42,26 @@ def test_what_is_no_plain_file_of_the_expected_size_is_refused(tmp_path: Path) -
     for name, reason in reasons.items():
         with pytest.raises(ValueError, match=reason):
             read_regular(tmp_path / name, 5)
+        announce(tmp_path / name)
 
 
 def test_a_disk_that_fails_is_not_a_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"1")
     with pytest.raises(OSError, match="File name too long"):
         read_regular(tmp_path / ("x" * 300), 5)
+
+
+@pytest.mark.parametrize("change", [b"123", b"1", b""])
+def test_a_file_that_changes_its_length_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"12")
+    seen = os.fstat
+
+    def look(descriptor: int) -> os.stat_result:
+        status = seen(descriptor)
+        path.write_bytes(change)
+        return status
+
+    monkeypatch.setattr(os, "fstat", look)
+    with pytest.raises(ValueError, match="changed while it was read"):
+        read_regular(path, 5)
