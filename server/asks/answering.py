@@ -27,20 +27,22 @@ from server.asks.schemas import Answer, Ask, Fallback, Mode, ScoredText, Usage
 from server.asks.service import Plan, plan
 from server.db import documents, modules
 from server.engine.request import Delta, EngineRequest, FinishReason, Sampling, Score
-from server.errors import ArtefactRefused, DocumentNotFound, EngineStopped, ExtractorUnavailable, ModuleCorrupt
+from server.errors import ArtefactRefused, DocumentNotFound, EngineStopped, ExtractorUnavailable, ModuleCorrupt, StorageFull
 from server.parts import Parts
 from server.transactions import reading, writing
 
 logger = logging.getLogger(__name__)
 
+_MODES_WITH_MODULES = frozenset({Mode.AUTO, Mode.CLOSED_BOOK, Mode.OPEN_BOOK})
+
 
 async def begin(parts: Parts, tenant_id: str, ask: Ask, request_id: str) -> Running:
     """The answer with its scores and its first piece. Raises whatever planning and the engine refuse; where that is the adapters, known
-    at last when the engine has read them, and the request falls back, it is planned again without the module."""
+    at last when the engine has read them or found no room to, and the request falls back, it is planned again without the module."""
     try:
         return await _begin(parts, tenant_id, ask, request_id)
-    except (ArtefactRefused, ExtractorUnavailable):
-        if ask.fallback == Fallback.ERROR or ask.mode == Mode.RETRIEVAL:
+    except (ArtefactRefused, ExtractorUnavailable, StorageFull):
+        if ask.fallback == Fallback.ERROR or ask.mode not in _MODES_WITH_MODULES:
             raise
         return await _begin(parts, tenant_id, ask.model_copy(update={"mode": Mode.RETRIEVAL}), request_id)
 

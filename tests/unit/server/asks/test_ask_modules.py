@@ -18,6 +18,7 @@ from server.errors import (
     ModuleUnreadable,
     ModuleUnsupported,
     ModuleWrongBase,
+    StorageFull,
 )
 from tests.support import rows
 from tests.support.api import ACME, OPEN_BOOK, Api
@@ -94,6 +95,28 @@ async def test_fallback_answers_when_loading_shows_that_the_module_cannot(
     assert (used["mode"], used["km"], used["passages"]) == ("retrieval", None, passages)
     assert (await module_row(api, digest)).state == ("quarantined" if kind is ModuleCorrupt else "published")
     assert [request.module is None for request in api.engine.requests] == [False, True]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("mode", ["closed_book", "open_book", "auto"])
+async def test_fallback_answers_when_there_is_no_room_to_read_the_module(api: Api, mode: str, streamed: bool) -> None:
+    document, passages, digest = await ready(api, gate=OPEN_BOOK)
+    api.engine.module_error = StorageFull("the server's storage is full; make room and ask again")
+    assert (await refused(api, document_id=document, mode=mode, stream=streamed))[:2] == (507, "storage_full")
+    body = {"question": QUESTION, "document_id": document, "mode": mode, "fallback": "retrieval", "stream": streamed}
+    response = await api.client.post("/ask", json=body)
+    assert response.status_code == 200, response.text
+    used = json.loads(response.text.split("data: ")[1].split("\n")[0])["used"] if streamed else response.json()["used"]
+    assert (used["mode"], used["km"], used["passages"]) == ("retrieval", None, passages)
+    assert (await module_row(api, digest)).state == "published"
+
+
+@pytest.mark.parametrize("mode", ["base", "in_context", "retrieval"])
+async def test_no_fallback_takes_the_place_of_a_mode_without_module(api: Api, mode: str) -> None:
+    document, _, _ = await ready(api)
+    api.engine.error = StorageFull("full")
+    assert (await refused(api, document_id=document, mode=mode, fallback="retrieval"))[:2] == (507, "storage_full")
+    assert len(api.engine.requests) == 1
 
 
 async def test_only_the_first_of_many_who_meet_the_damage_moves_the_files(api: Api) -> None:
