@@ -1,7 +1,7 @@
 """Which adapter is in which slot: reference counts, least recently used first out, eviction that waits for the last user.
 
-Used by the engine's thread alone, but that any thread may read `resident` and the counts. Knows adapters and slots, nothing of files or
-requests.
+Used by the engine's thread alone, but that any thread may read `keys`, `resident` and the counts. Knows adapters and slots, nothing of
+files or requests.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from server.engine.adapter_bank import AdapterBank
 from server.engine.host_cache import AdapterKey, HostAdapter
+from server.engine.request import ArtefactRef
 from server.engine.routed_lora import Worn
 
 
@@ -24,9 +25,11 @@ class SlotPool:
         self.bank = bank
         self.hits = self.misses = self.evictions = self.load_failures = self.loading = 0
         self.load_seconds = 0.0
-        self.resident: frozenset[Path] = frozenset()
-        """Directories of the artefacts that new requests find in a slot; replaced whole, never changed."""
+        self.keys: frozenset[AdapterKey] = frozenset()
+        """Of the artefacts that new requests find in a slot; replaced whole, never changed."""
         self._bytes = [0] * bank.slots
+        self._adapters: list[HostAdapter | None] = [None] * bank.slots
+        """What was last loaded into each slot, without its tensors."""
         self._slots: OrderedDict[AdapterKey, int] = OrderedDict()
         self._users = [0] * bank.slots
         self._doomed: set[int] = set()
@@ -43,6 +46,20 @@ class SlotPool:
     def users(self) -> Sequence[int]:
         """How many sequences hold each slot."""
         return self._users
+
+    @property
+    def resident(self) -> frozenset[Path]:
+        """Directories of the artefacts that new requests find in a slot."""
+        return frozenset(key.directory for key in self.keys)
+
+    def find(self, ref: ArtefactRef) -> HostAdapter | None:
+        """What lies in a slot, without its tensors: enough to take that slot, as long as no other adapter does."""
+        slot = self._slots.get(AdapterKey.of(ref))
+        return None if slot is None else self._adapters[slot]
+
+    def can_load(self, adapter: HostAdapter) -> bool:
+        """Whether it has its tensors with it, or they lie in a slot still."""
+        return bool(adapter.tensors) or adapter.key in self._slots
 
     def take(self, adapter: HostAdapter) -> int | None:
         """The adapter's slot, held until `release`; None while every slot is held by others."""
@@ -87,6 +104,7 @@ class SlotPool:
         try:
             self.bank.load(slot, adapter.tensors)
             self._bytes[slot] = adapter.nbytes
+            self._adapters[slot] = adapter.without_tensors()
             self._slots[adapter.key] = slot
         except Exception:
             self.load_failures += 1
@@ -101,7 +119,7 @@ class SlotPool:
         self._bytes[slot] = 0
 
     def _tell(self) -> None:
-        self.resident = frozenset(key.directory for key in self._slots)
+        self.keys = frozenset(self._slots)
 
     def _room(self) -> int | None:
         """The lowest empty slot, else the least recently used one that nobody holds."""
@@ -136,12 +154,17 @@ class AdapterPool:
         self.modules = SlotPool(modules)
         self.extractors = SlotPool(extractors)
 
+    def can_wear(self, module: HostAdapter | None, extractor: HostAdapter | None) -> bool:
+        """False where a slot was all that had the tensors of one, and has gone to another."""
+        sides = ((self.modules, module), (self.extractors, extractor))
+        return all(pool.can_load(adapter) for pool, adapter in sides if adapter)
+
     def wear(self, module: HostAdapter | None, extractor: HostAdapter | None) -> Outfit | None:
-        """Slots for both or None. The extractor's composition weighs the two; a module alone counts fully."""
-        worn = self.modules.wear(module, _factors(module, extractor.w_km if extractor else None)) if module else None
+        """Slots for both, which `can_wear` must allow, or None. The extractor's composition weighs the two; a module alone counts fully."""
+        worn = self.modules.wear(module, self._factors(module, extractor.w_km if extractor else None)) if module else None
         if module and worn is None:
             return None
-        ke = self.extractors.wear(extractor, _factors(extractor, extractor.w_ke)) if extractor else None
+        ke = self.extractors.wear(extractor, self._factors(extractor, extractor.w_ke)) if extractor else None
         if extractor and ke is None:
             if worn:
                 self.modules.release(worn.slot)
@@ -159,6 +182,10 @@ class AdapterPool:
         self.extractors.evict(directory)
 
     @property
+    def keys(self) -> frozenset[AdapterKey]:
+        return self.modules.keys | self.extractors.keys
+
+    @property
     def resident(self) -> frozenset[Path]:
         return self.modules.resident | self.extractors.resident
 
@@ -170,7 +197,6 @@ class AdapterPool:
             **{f"slot_{name}": float(getattr(self.modules, name) + getattr(self.extractors, name)) for name in counts},
         }
 
-
-def _factors(adapter: HostAdapter, weights: tuple[float, ...] | None) -> tuple[float, ...]:
-    """`w[l]·s` of each layer; weight 1 without a composition."""
-    return tuple(weight * adapter.scaling for weight in weights or (1.0,) * len(adapter.tensors))
+    def _factors(self, adapter: HostAdapter, weights: tuple[float, ...] | None) -> tuple[float, ...]:
+        """`w[l]·s` of each layer; weight 1 without a composition."""
+        return tuple(weight * adapter.scaling for weight in weights or (1.0,) * self.modules.bank.layers)

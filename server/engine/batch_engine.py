@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from server.engine.adapter_loader import Read, loader
-from server.engine.adapter_pool import AdapterPool
+from server.engine.adapter_pool import AdapterPool, SlotPool
 from server.engine.base_model import BaseModel
-from server.engine.host_cache import HostAdapter, HostCache
+from server.engine.host_cache import AdapterKey, HostAdapter, HostCache
 from server.engine.kv_cache import KvCache
 from server.engine.options import EngineOptions
 from server.engine.prefix_keys import KeyChain, adapter_ids, root_key
 from server.engine.prompt import plain_ids
-from server.engine.request import EngineRequest, Tier
+from server.engine.request import ArtefactRef, EngineRequest, Tier
 from server.engine.runner import Runner
 from server.engine.sampling import sample
 from server.engine.scheduler import Scheduler, Work
@@ -50,7 +50,7 @@ class BatchEngine:
         self.runner = Runner(base, options)
         self.adapters = AdapterPool(self.runner.modules, self.runner.extractors)
         self.host = HostCache(loader(base, self.runner.layers, options.max_rank, read), options.host_bytes)
-        self.scheduler = Scheduler(options, self.adapters, KvCache(options.kv_tokens))
+        self.scheduler = Scheduler(options, self.adapters, KvCache(options.kv_tokens), self._fetch)
         self._counts = {"steps": 0.0, "step_seconds": 0.0, "prompt_tokens": 0.0, "generated_tokens": 0.0, "ended": 0.0, "failed": 0.0}
         self._wake = wake
 
@@ -80,13 +80,14 @@ class BatchEngine:
         if isinstance(sequence, Scoring) and sequence.complete:
             sequence.tell()
             return
-        request = sequence.request
         sequence.added_at = sequence.loaded_at = time.perf_counter()
-        sequence.module = self.host.fetch(request.module) if request.module else None
-        sequence.extractor = self.host.fetch(request.extractor) if request.extractor else None
+        self._fetch(sequence)
         self.scheduler.add(sequence)
-        for load in [load for load in sequence.loads if not load.done()]:
-            load.add_done_callback(partial(self._loaded, sequence))
+
+    def prefetch(self, ref: ArtefactRef) -> None:
+        """For any thread: have it loaded for a request that is to come, unless that finds it in a slot."""
+        if AdapterKey.of(ref) not in self.adapters.keys or self.host.peek(ref) is not None:
+            self.host.prefetch(ref)
 
     def step(self) -> bool:
         """One forward pass over all that can run; False if nothing can before a load is done. The engine in five lines."""
@@ -147,6 +148,22 @@ class BatchEngine:
     def residency(self) -> dict[Path, Tier]:
         """For any thread."""
         return {**dict.fromkeys(self.host.directories(), Tier.HOST), **dict.fromkeys(self.adapters.resident, Tier.DEVICE)}
+
+    def _fetch(self, sequence: Live) -> None:
+        request = sequence.request
+        sequence.module = self._find(request.module, self.adapters.modules) if request.module else None
+        sequence.extractor = self._find(request.extractor, self.adapters.extractors) if request.extractor else None
+        for load in [load for load in sequence.loads if not load.done()]:
+            load.add_done_callback(partial(self._loaded, sequence))
+
+    def _find(self, ref: ArtefactRef, slots: SlotPool) -> Future[HostAdapter]:
+        """In host memory or, where it has left that, in a slot; else from the disk, later."""
+        resident, held = slots.find(ref), self.host.peek(ref)
+        if resident is None or held is not None:
+            return self.host.fetch(ref)
+        found: Future[HostAdapter] = Future()
+        found.set_result(resident)
+        return found
 
     def _loaded(self, sequence: Live, _: Future[HostAdapter]) -> None:
         sequence.note_load()

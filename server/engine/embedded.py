@@ -78,7 +78,7 @@ class EmbeddedEngine:
 
     def prefetch(self, artefact: ArtefactRef) -> None:
         if self._accepting:
-            self._batch.host.prefetch(artefact)
+            self._batch.prefetch(artefact)
 
     def evict(self, directory: Path, error: KmserveError) -> None:
         self._mailbox.put(partial(self._batch.evict, directory, error))

@@ -12,7 +12,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from weakref import WeakValueDictionary
@@ -43,7 +43,8 @@ class AdapterKey:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HostAdapter:
-    """`tensors` and the weights stand in the order of the model's adapted layers. `w_km` and `w_ke` are an extractor's composition."""
+    """`tensors` and the weights stand in the order of the model's adapted layers. `w_km` and `w_ke` are an extractor's composition. Without
+    any `tensors`, they lie in a slot alone."""
 
     key: AdapterKey
     scope: Scope
@@ -52,6 +53,9 @@ class HostAdapter:
     w_km: tuple[float, ...] | None
     w_ke: tuple[float, ...] | None
     nbytes: int
+
+    def without_tensors(self) -> HostAdapter:
+        return replace(self, tensors=())
 
 
 Load = Callable[[ArtefactRef], HostAdapter]
@@ -84,6 +88,11 @@ class HostCache:
         """Have it loaded for a request that is to come; neither hit nor miss, for that request will be."""
         with self._lock:
             self._find(ref)
+
+    def peek(self, ref: ArtefactRef) -> HostAdapter | None:
+        """The adapter if it is here, counted for nothing; whoever holds it finds it by `fetch` too."""
+        with self._lock:
+            return self._alive.get(AdapterKey.of(ref))
 
     def evict(self, directory: Path) -> None:
         """Forget the artefact of this directory; a load in progress is finished for those who hold its future, and is not kept."""

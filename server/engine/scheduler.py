@@ -8,7 +8,7 @@ cache one step later. Knows nothing of models or logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -35,11 +35,13 @@ class Work:
 
 
 class Scheduler:
-    def __init__(self, options: EngineOptions, adapters: AdapterPool, cache: KvCache) -> None:
+    def __init__(self, options: EngineOptions, adapters: AdapterPool, cache: KvCache, fetch: Callable[[Live], None]) -> None:
+        """`fetch` has the adapters of a sequence brought once more, before it joins: it is for one whose slot went to another."""
         self.waiting: list[Live] = []
         self.running: list[Live] = []
         self._options = options
         self._adapters = adapters
+        self._fetch = fetch
         self.cache = cache
         self.prefixes = PrefixCache(options.prefix_tokens, options.block_tokens)
         self.turns = Turns()
@@ -109,6 +111,7 @@ class Scheduler:
     def remove(self, sequence: Live) -> None:
         """Take back all that a sequence holds."""
         sequence.move(Status.FINISHED)
+        sequence.forget_loads()
         if sequence not in self.running:
             self.waiting.remove(sequence)
             return
@@ -120,10 +123,16 @@ class Scheduler:
         self._adapters.release(sequence.outfit)
 
     def _join(self) -> None:
-        while (sequence := self.next) and len(self.running) < self._options.max_batch and self._equip(sequence):
+        while (sequence := self.next) and len(self.running) < self._options.max_batch:
+            if not self._adapters.can_wear(_arrived(sequence.module), _arrived(sequence.extractor)):
+                self._fetch(sequence)
+                continue
+            if not self._equip(sequence):
+                break
             self.waiting.remove(sequence)
             self.running.append(sequence)
             sequence.move(Status.RUNNING)
+            sequence.forget_loads()
             self.turns.charge(_tenant(sequence), sequence.cost)
             self.load_wait += sequence.loaded_at - sequence.added_at
 

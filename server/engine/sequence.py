@@ -98,6 +98,10 @@ class Live(ABC):
         if self.loaded:
             self.loaded_at = time.perf_counter()
 
+    def forget_loads(self) -> None:
+        """They are in its slots, or of no use: what host memory has no room for goes."""
+        self.module = self.extractor = None
+
     def names(self, directory: Path) -> bool:
         """Whether the request asked to wear the artefact of this directory."""
         return any(ref is not None and ref.directory == directory for ref in (self.request.module, self.request.extractor))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -14,16 +15,22 @@ from server.engine.options import EngineOptions
 from server.engine.prompt import Prompt
 from server.engine.request import Scope
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import Generation, Status
+from server.engine.sequence import Generation, Live, Status
 from tests.support.tiny_models import byte_tokenizer, tiny_request
 
 TOKENIZER = byte_tokenizer()
 
 
-def scheduler(slots: int = 2, max_batch: int = 4, step_tokens: int = 10, kv_tokens: int = 1000) -> Scheduler:
+def scheduler(
+    slots: int = 2, max_batch: int = 4, step_tokens: int = 10, kv_tokens: int = 1000, fetch: Callable[[Live], None] | None = None
+) -> Scheduler:
     banks = [AdapterBank(slots=slots, max_rank=1, shapes=[(2, 2)], dtype=torch.float32, device=torch.device("cpu")) for _ in range(2)]
     options = EngineOptions(slots=slots, max_batch=max_batch, step_tokens=step_tokens)
-    return Scheduler(options, AdapterPool(*banks), KvCache(kv_tokens))
+    return Scheduler(options, AdapterPool(*banks), KvCache(kv_tokens), fetch or _never)
+
+
+def _never(_: Live) -> None:
+    raise AssertionError("every adapter has its tensors with it")
 
 
 def sequence(name: str, prompt: int = 4, module: str | None = None, loaded: bool = True) -> Generation:
@@ -106,6 +113,34 @@ def test_who_waits_for_a_slot_is_not_overtaken() -> None:
     scheduled.remove(holder)
     scheduled.plan()
     assert (waiting.status, later.status) == (Status.RUNNING, Status.WAITING)
+
+
+def test_who_lost_its_slot_while_it_waited_is_fetched_and_holds_up_nobody() -> None:
+    """`first` found its module in a slot alone, which goes to `other`'s."""
+    fetched: list[Live] = []
+
+    def fetch(again: Live) -> None:
+        fetched.append(again)
+        again.module = Future()
+
+    scheduled = scheduler(slots=1, fetch=fetch)
+    other, first, bare = sequence("other", module="n"), sequence("first", module="m"), sequence("bare")
+    assert first.module is not None
+    first.module = without_tensors(first.module.result())
+    for arriving in (other, first, bare):
+        scheduled.add(arriving)
+    assert planned(scheduled) == [("bare", 0, 4), ("other", 0, 4)]
+    assert fetched == [first]
+    arrive(first, "m")
+    scheduled.remove(other)
+    assert ("first", 0, 4) in planned(scheduled)
+    assert fetched == [first]
+
+
+def without_tensors(adapter: HostAdapter) -> Future[HostAdapter]:
+    future: Future[HostAdapter] = Future()
+    future.set_result(adapter.without_tensors())
+    return future
 
 
 def test_memory_is_taken_and_given_back() -> None:
