@@ -1,0 +1,149 @@
+"""How fast the trainer is, beside the loop that anyone would write first.
+
+    python -m benchmarks.training --json OUT [--steps N] [--parts loops,one-page]
+
+OUT gets {"setting", "speedup_to_loss": against a PEFT loop that runs the teacher at each step, "speedup_over_cached_loop": against the same
+loop with the teacher's outputs kept, "max_loss_difference": of the two loops' losses, where only the caching differs,
+"max_loss_difference_ours": of our losses and the loop's, "peak_memory_mb": of each process, "tokens_per_s", "matmul_share": of what this
+machine multiplies at most, "one_page_seconds", "curves"}. Chunks of 512 tokens, targets of 96, batches of 4; each trainer has a process of
+its own; the time of ours includes the teacher's. At most 25 minutes on 2 cores; run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.training.curve import Curve
+from benchmarks.training.machine import matmul_rate, operations_per_token
+from benchmarks.training.one_page import one_page
+from benchmarks.training.ours import run_ours
+from benchmarks.training.plain import run_plain
+from benchmarks.training.task import task_of
+from server.engine.base_model import BaseModel, load_base, prepare_base
+from server.engine.base_source import DEFAULT_BASE
+
+MODELS = Path("~/.cache/kmserve/models")
+TRAINERS = ("plain", "cached", "ours")
+PARTS = ("loops", "one-page")
+EVALUATIONS = 5
+_NEARLY = 1.002
+"""Held-out losses count as the same within this: layers are cached in bfloat16."""
+
+
+def main() -> None:
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    base = _base(arguments)
+    if arguments.trainer:
+        print(json.dumps(_run(base, arguments.trainer, arguments)))
+        return
+    report: dict[str, Any] = {"setting": _setting(base, arguments)}
+    if "loops" in arguments.parts.split(","):
+        report |= _loops(base, arguments)
+    if "one-page" in arguments.parts.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            page = one_page(base, arguments.base, arguments.models_dir, Path(folder) / "job", arguments.preset, arguments.threads)
+        report |= {"one_page_seconds": page["seconds"], "one_page": {**page, "preset": arguments.preset}}
+    arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps({name: value for name, value in report.items() if name != "curves"}, indent=2))
+
+
+def _loops(base: BaseModel, arguments: argparse.Namespace) -> dict[str, Any]:
+    rate = matmul_rate(base)
+    curves: dict[str, dict[str, Any]] = {}
+    for trainer in TRAINERS:
+        print(f"{trainer} ...", file=sys.stderr, flush=True)
+        curves[trainer] = _in_its_process(trainer, arguments)
+    plain, cached, ours = (_curve(curves[name]) for name in TRAINERS)
+    aim = plain.held_out[-1][1] * _NEARLY
+    seconds = {name: _curve(curves[name]).seconds_to(aim) for name in TRAINERS}
+    tokens_per_s = ours.tokens / ours.fit_seconds
+    return {
+        "speedup_to_loss": _ratio(seconds["plain"], seconds["ours"]),
+        "speedup_over_cached_loop": _ratio(seconds["cached"], seconds["ours"]),
+        "seconds_to_loss": {"loss": aim, **seconds},
+        "max_loss_difference": _difference(plain.losses, cached.losses),
+        "max_loss_difference_ours": _difference(plain.losses, ours.losses),
+        "peak_memory_mb": {name: round(curves[name]["peak_mb"]) for name in TRAINERS},
+        "tokens_per_s": round(tokens_per_s, 1),
+        "matmul_share": round(tokens_per_s * operations_per_token(base) / rate, 3),
+        "matmul_gflops": round(rate / 1e9, 1),
+        "curves": curves,
+    }
+
+
+def _run(base: BaseModel, trainer: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    task, curve = task_of(base, arguments.steps, max(1, arguments.steps // EVALUATIONS)), Curve()
+    if trainer == "ours":
+        with tempfile.TemporaryDirectory() as folder:
+            run_ours(base, task, curve, Path(folder))
+    else:
+        run_plain(base, task, curve, cached=trainer == "cached")
+    return curve.as_json()
+
+
+def _in_its_process(trainer: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    options = {"steps": arguments.steps, "threads": arguments.threads, "base": arguments.base, "models-dir": arguments.models_dir}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "benchmarks.training", "--trainer", trainer, "--json", "-", "--dtype", arguments.dtype, *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _curve(values: dict[str, Any]) -> Curve:
+    return Curve(**{**values, "held_out": [(int(step), float(loss), float(seconds)) for step, loss, seconds in values["held_out"]]})
+
+
+def _ratio(theirs: float | None, ours: float | None) -> float | None:
+    return round(theirs / ours, 2) if theirs and ours else None
+
+
+def _difference(one: list[float], other: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+def _base(arguments: argparse.Namespace) -> BaseModel:
+    arguments.models_dir.mkdir(parents=True, exist_ok=True)
+    prepared = prepare_base(arguments.base, arguments.models_dir)
+    return load_base(prepared, device="cpu", dtype=arguments.dtype)
+
+
+def _setting(base: BaseModel, arguments: argparse.Namespace) -> dict[str, Any]:
+    libraries = {name: version(name) for name in ("torch", "transformers", "peft")}
+    return {"base": base.name, "dtype": str(base.dtype), "threads": arguments.threads, "steps": arguments.steps, "libraries": libraries}
+
+
+def _arguments() -> argparse.Namespace:
+    description, _, rest = str(__doc__).partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training", description=description, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, required=True, metavar="OUT", help="where the report goes")
+    parser.add_argument("--steps", type=int, default=50, help="of each loop (default: 50)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="default: %(default)s")
+    parser.add_argument("--preset", default="quick", help="of the one-page document (default: quick)")
+    parser.add_argument("--base", default=DEFAULT_BASE)
+    parser.add_argument("--dtype", default="float32", help="default: float32, in which curves can be compared")
+    parser.add_argument("--models-dir", type=Path, default=MODELS.expanduser(), help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: all cores")
+    parser.add_argument("--trainer", choices=TRAINERS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.parts.split(",")) - set(PARTS)):
+        parser.error(f"--parts: {', '.join(unknown)} is none of {', '.join(PARTS)}")
+    if arguments.steps < EVALUATIONS:
+        parser.error(f"--steps must be at least {EVALUATIONS}")
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The product's own trainer on the task: teacher cache, block-wise losses, `fit`."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+
+from benchmarks.training.curve import Curve
+from benchmarks.training.task import SEED, Task
+from server.engine.base_model import BaseModel
+from worker.training.fit import FitState, fit
+from worker.training.objectives.registry import objective_of
+from worker.training.student import Student
+from worker.training.teacher import TeacherCache, run_teacher
+
+
+def run_ours(base: BaseModel, task: Task, curve: Curve, folder: Path) -> None:
+    cache, recipe = TeacherCache(folder / "teacher"), task.recipe
+    with curve.step():
+        run_teacher(base.model.base_model, [*task.training, *task.held_out], cache, base.device, lambda done, total: None)
+    student = Student(base.model, recipe, SEED)
+    loss = partial(objective_of(recipe).loss, student, teacher=cache, recipe=recipe, device=base.device)
+    watch = _Watch(curve)
+    result = fit(student, task.training, task.held_out, loss, recipe, seed=SEED, checkpoints=folder / "checkpoint", on_step=watch)
+    curve.tokens, curve.fit_seconds = result.tokens, watch.fitted
+
+
+class _Watch:
+    """Times steps from one callback to the next. The first, and those with an evaluation, which takes its own time, count as their
+    neighbours."""
+
+    def __init__(self, curve: Curve) -> None:
+        self.fitted = 0.0
+        self._curve = curve
+        self._last: float | None = None
+        self._usual = 0.0
+        self._owed = 0
+
+    def __call__(self, state: FitState) -> None:
+        now = time.perf_counter()
+        evaluated = state.held_out[-1][0] == state.step
+        if self._last is not None and not evaluated:
+            self._usual = now - self._last
+        self._last = now
+        self._owed += 1
+        if self._usual:
+            self.fitted += self._owed * self._usual
+            self._curve.seconds += self._owed * self._usual
+            self._owed = 0
+        self._curve.losses = list(state.losses)
+        if evaluated:
+            self._curve.evaluated(state.step, state.held_out[-1][1])
