@@ -104,6 +104,7 @@ def engine_options(settings: Settings, cores: CoreShare) -> EngineOptions:
         kv_tokens=settings.kv_cache_tokens,
         prefix_tokens=settings.prefix_cache_tokens,
         step_tokens=settings.step_tokens,
+        attention=settings.attention,
         cores=cores,
     )
 

@@ -42,6 +42,7 @@ class Settings(BaseSettings):
     embedder: str = "all-minilm-l6-v2"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
     engine_threads: int | None = Field(default=None, ge=1)
     trainer_threads: int | None = Field(default=None, ge=1)
     module_slots: int = Field(default=16, ge=1)

@@ -17,8 +17,17 @@ Product = tuple[Tensor, Tensor]
 
 
 class AdapterBank:
-    def __init__(self, *, slots: int, max_rank: int, shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> None:
-        """`shapes`: `(out, in)` of each layer."""
+    def __init__(
+        self,
+        *,
+        slots: int,
+        max_rank: int,
+        shapes: Sequence[tuple[int, int]],
+        dtype: torch.dtype,
+        device: torch.device,
+        readable: bool = False,
+    ) -> None:
+        """`shapes`: `(out, in)` of each layer. `readable`: all of it holds numbers from its first adapter on, for `slots_at`."""
         self.slots = slots
         self.dtype = dtype
         self.device = device
@@ -26,13 +35,26 @@ class AdapterBank:
         self._shapes = shapes
         self._stored: list[Product] = []
         self._ranks = [0] * slots
-        self._written = [0] * slots
+        self._readable = readable
+        self._written = [max_rank if readable else 0] * slots
         """Rows of each slot that hold numbers; those behind them are unwritten memory."""
         self._products: list[list[Product | None]] = [[None] * len(shapes) for _ in range(slots)]
 
     @property
     def layers(self) -> int:
         return len(self._shapes)
+
+    @property
+    def max_rank(self) -> int:
+        return self._max_rank
+
+    def rank(self, slot: int) -> int:
+        return self._ranks[slot]
+
+    def slots_at(self, layer: int, rank: int) -> Product:
+        """All slots of a layer, `[slots, rank, in]` and `[slots, rank, out]`, where a slot's rank ends in zeros."""
+        a, b = self._stored[layer]
+        return a[:, :rank], b[:, :rank]
 
     def load(self, slot: int, tensors: Sequence[Product | None]) -> None:
         """Overwrite a slot with `(a [rank, in], b [rank, out])` per layer; None leaves a layer without an adapter."""
@@ -79,4 +101,5 @@ class AdapterBank:
             self._written[slot] = rank
 
     def _empty(self, width: int) -> Tensor:
-        return torch.empty(self.slots, self._max_rank, width, dtype=self.dtype, device=self.device)
+        take = torch.zeros if self._readable else torch.empty
+        return take(self.slots, self._max_rank, width, dtype=self.dtype, device=self.device)

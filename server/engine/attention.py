@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from server.engine.attend import Attend, Kind, Seen, sdpa
 from server.engine.kv_cache import KvPool, KvRow
 
 PACKED = "kmserve_packed"
@@ -37,27 +37,25 @@ class Span:
         return self.start + self.tokens
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """How a layer attends: its number, the factor on the scores, how far back it sees and the cap on the scores."""
-
-    layer: int
-    scaling: float
-    window: int | None
-    softcap: float | None
-
-
 class Part(Protocol):
     """Some of a step's sequences. `attend` stores their new keys and values and fills their places in `out` `[T, heads, dim]`."""
 
     def attend(self, kind: Kind, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None: ...
 
 
-class PackedStep:
-    """The sequences of one forward pass."""
+class Step(Protocol):
+    """What the layers of one forward pass ask: `query` `[1, heads, T, dim]`, `key`, `value` `[1, kv heads, T, dim]` ->
+    `[1, T, heads, dim]`."""
 
-    def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
-        self._parts = _parts(spans, device)
+    def attend(self, kind: Kind, query: Tensor, key: Tensor, value: Tensor) -> Tensor: ...
+
+
+class PackedStep:
+    """The sequences of one forward pass, any number of new tokens each."""
+
+    def __init__(self, spans: Sequence[Span], device: torch.device, attend: Attend = sdpa) -> None:
+        self.spans = spans
+        self._parts = _parts(spans, device, attend)
         self.kinds: list[Kind] = []
         """The layers that have attended, in order."""
 
@@ -72,10 +70,11 @@ class PackedStep:
 class _Single:
     """One sequence with any number of new tokens."""
 
-    def __init__(self, span: Span, device: torch.device) -> None:
+    def __init__(self, span: Span, device: torch.device, attend: Attend) -> None:
         self._span = span
         self._device = device
-        self._masks: dict[int, Tensor] = {}
+        self._attend = attend
+        self._seen: dict[int | None, Seen] = {}
 
     def attend(self, kind: Kind, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
         span, row = self._span, self._span.held.row
@@ -83,22 +82,25 @@ class _Single:
         new = slice(span.offset, span.offset + span.tokens)
         keys[row, :, span.start : span.end] = key[0, :, new]
         values[row, :, span.start : span.end] = value[0, :, new]
-        first = max(0, span.start - kind.window + 1) if kind.window else 0
-        seen = slice(first, span.end)
-        result = _attend(query[:, :, new], keys[row : row + 1, :, seen], values[row : row + 1, :, seen], self._mask(kind, first), kind)
+        seen = self._seen_by(kind.window)
+        read = slice(seen.first, seen.end)
+        result = self._attend(query[:, :, new], keys[row : row + 1, :, read], values[row : row + 1, :, read], seen, kind)
         out[new] = result[0].transpose(0, 1)
 
-    def _mask(self, kind: Kind, first: int) -> Tensor | None:
-        """`[1, 1, tokens, seen]`, True where a token may look; None for the only new token, which sees all."""
-        span = self._span
-        if span.tokens == 1:
-            return None
-        reach = kind.window or span.end
-        mask = self._masks.get(reach)
-        if mask is None:
-            asking = torch.arange(span.start, span.end, device=self._device)
-            mask = self._masks[reach] = _visible(asking, first, span.end, reach)[None, None]
-        return mask
+    def _seen_by(self, window: int | None) -> Seen:
+        seen = self._seen.get(window)
+        if seen is None:
+            span, first = self._span, max(0, self._span.start - window + 1) if window else 0
+            seen = self._seen[window] = Seen(
+                starts=(span.start,),
+                asking=span.tokens,
+                first=first,
+                end=span.end,
+                reach=window,
+                device=self._device,
+                ends_there=True,
+            )
+        return seen
 
 
 class _Decode:
@@ -107,7 +109,9 @@ class _Decode:
     A free row among them repeats the first sequence's question over zeros; its answer is dropped.
     """
 
-    def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
+    def __init__(self, spans: Sequence[Span], device: torch.device, attend: Attend) -> None:
+        self._device = device
+        self._attend = attend
         self._pool = spans[0].held.pool
         by_row = {span.held.row: span for span in spans}
         every = [by_row.get(row, spans[0]) for row in range(self._pool.high)]
@@ -115,29 +119,30 @@ class _Decode:
         self._offsets = torch.tensor([span.offset for span in spans], device=device)
         self._starts = torch.tensor([span.start for span in spans], device=device)
         self._asking = torch.tensor([span.offset for span in every], device=device)
-        self._asking_at = torch.tensor([span.start for span in every], device=device)
+        self._asking_at = [span.start for span in every]
         self._first = min(span.start for span in spans)
         self._end = max(span.end for span in spans)
-        self._masks: dict[int, Tensor] = {}
+        self._seen: dict[int | None, Seen] = {}
 
     def attend(self, kind: Kind, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
         keys, values = self._pool.layer(kind.layer, key, value)
         keys[self._rows, :, self._starts] = key[0].index_select(1, self._offsets).transpose(0, 1)
         values[self._rows, :, self._starts] = value[0].index_select(1, self._offsets).transpose(0, 1)
-        first = max(0, self._first - kind.window + 1) if kind.window else 0
-        seen = slice(first, self._end)
+        seen = self._seen_by(kind.window)
+        read = slice(seen.first, seen.end)
         asking = query[0].index_select(1, self._asking).transpose(0, 1).unsqueeze(2)
         high = self._pool.high
-        result = _attend(asking, keys[:high, :, seen], values[:high, :, seen], self._mask(kind, first), kind)
+        result = self._attend(asking, keys[:high, :, read], values[:high, :, read], seen, kind)
         out.index_copy_(0, self._offsets, result.index_select(0, self._rows).squeeze(2))
 
-    def _mask(self, kind: Kind, first: int) -> Tensor:
-        """`[rows, 1, 1, seen]`, True where a row's token may look."""
-        reach = kind.window or self._end
-        mask = self._masks.get(reach)
-        if mask is None:
-            mask = self._masks[reach] = _visible(self._asking_at, first, self._end, reach)[:, None, None]
-        return mask
+    def _seen_by(self, window: int | None) -> Seen:
+        seen = self._seen.get(window)
+        if seen is None:
+            first = max(0, self._first - window + 1) if window else 0
+            seen = self._seen[window] = Seen(
+                starts=self._asking_at, asking=1, first=first, end=self._end, reach=window, device=self._device
+            )
+        return seen
 
 
 def packed_attention(
@@ -160,24 +165,25 @@ def packed_attention(
         window=sliding_window,
         softcap=softcap,
     )
+    assert _running.step is not None, "the model is in an engine's hands"
     return _running.step.attend(kind, query, key, value), None
 
 
 class _Running(threading.local):
-    step: PackedStep
+    step: Step | None = None
 
 
 _running = _Running()
 
 
 @contextmanager
-def packing(step: PackedStep) -> Iterator[None]:
+def packing(step: Step) -> Iterator[None]:
     """Within, this thread's forward passes belong to `step`."""
     _running.step = step
     try:
         yield
     finally:
-        del _running.step
+        _running.step = None
 
 
 def register() -> None:
@@ -185,7 +191,7 @@ def register() -> None:
     AttentionInterface.register(PACKED, packed_attention)
 
 
-def _parts(spans: Sequence[Span], device: torch.device) -> list[Part]:
+def _parts(spans: Sequence[Span], device: torch.device, attend: Attend) -> list[Part]:
     """Sequences that decode together where their pool's rows are dense enough for that to pay, the others one by one."""
     decoding: dict[KvPool, list[Span]] = {}
     parts: list[Part] = []
@@ -193,38 +199,10 @@ def _parts(spans: Sequence[Span], device: torch.device) -> list[Part]:
         if span.tokens == 1:
             decoding.setdefault(span.held.pool, []).append(span)
         else:
-            parts.append(_Single(span, device))
+            parts.append(_Single(span, device, attend))
     for pool, together in decoding.items():
         if len(together) > 2 and 2 * len(together) > pool.high:
-            parts.append(_Decode(together, device))
+            parts.append(_Decode(together, device, attend))
         else:
-            parts.extend(_Single(span, device) for span in together)
+            parts.extend(_Single(span, device, attend) for span in together)
     return parts
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kind: Kind) -> Tensor:
-    """`query` `[N, heads, S, dim]` over `key`, `value` `[N, kv heads, seen, dim]`; `mask` True where it may look."""
-    batch, heads, asking, dim = query.shape
-    shared = heads // key.shape[1]
-    if asking == 1 and shared > 1:
-        packed = query.reshape(batch, key.shape[1], shared, dim)
-        return _scores(packed, key, value, mask, kind).reshape(batch, heads, 1, value.shape[3])
-    if shared > 1:
-        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
-    return _scores(query, key, value, mask, kind)
-
-
-def _visible(asking: Tensor, first: int, end: int, reach: int) -> Tensor:
-    """`[asking, end - first]`: whether a token at a position of `asking` sees positions `first .. end - 1`, at most `reach` back."""
-    asked = torch.arange(first, end, device=asking.device)
-    return (asked <= asking[:, None]) & (asked > asking[:, None] - reach)
-
-
-def _scores(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kind: Kind) -> Tensor:
-    if kind.softcap is None:
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=kind.scaling)
-    scores = torch.tanh(query @ key.transpose(2, 3) * kind.scaling / kind.softcap) * kind.softcap
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    precise = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return torch.softmax(scores, dim=-1, dtype=precise).to(query.dtype) @ value

@@ -50,7 +50,7 @@ class BatchEngine:
         self.runner = Runner(base, options)
         self.adapters = AdapterPool(self.runner.modules, self.runner.extractors)
         self.host = HostCache(loader(base, self.runner.layers, options.max_rank, read), options.host_bytes)
-        self.scheduler = Scheduler(options, self.adapters, KvCache(options.kv_tokens), self._fetch)
+        self.scheduler = Scheduler(options, self.adapters, KvCache(options.kv_tokens, keep=self.runner.decoding is not None), self._fetch)
         self._counts = {"steps": 0.0, "step_seconds": 0.0, "prompt_tokens": 0.0, "generated_tokens": 0.0, "ended": 0.0, "failed": 0.0}
         self._wake = wake
 

@@ -9,6 +9,7 @@ positions past a row's end hold finite numbers.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 SMALLEST = 64
 """Tokens of the smallest capacity class; each class doubles the one before."""
+_memories = itertools.count()
 
 
 class KvPool:
@@ -25,6 +27,8 @@ class KvPool:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.high = 0
+        self.memory = next(_memories)
+        """Another number once the tensors are others: what was recorded over the old ones is void."""
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._rows = 1
         self._free = [0]
@@ -32,6 +36,19 @@ class KvPool:
 
     def __len__(self) -> int:
         return len(self._used)
+
+    @property
+    def rows(self) -> int:
+        """Those there is memory for."""
+        return self._rows
+
+    @property
+    def full(self) -> bool:
+        return not self._free
+
+    def retire(self) -> None:
+        """Nobody will use it again."""
+        self.memory = next(_memories)
 
     def take(self) -> int:
         """The lowest free row, so that rows in use stay dense."""
@@ -70,6 +87,7 @@ class KvPool:
             self._layers[index] = (torch.cat((key, torch.zeros_like(key))), torch.cat((value, torch.zeros_like(value))))
         self._free.extend(range(self._rows, 2 * self._rows))
         self._rows *= 2
+        self.memory = next(_memories)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,11 +97,13 @@ class KvRow:
 
 
 class KvCache:
-    """Hands out rows within a budget of tokens. A pool is freed with its last row."""
+    """Hands out rows within a budget of tokens. A pool is freed with its last row; `keep` leaves it, for what is recorded over its memory,
+    until that memory is wanted for others."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, *, keep: bool = False) -> None:
         self.budget = budget
         self.reserved = 0
+        self._keep = keep
         self._pools: dict[int, KvPool] = {}
 
     def take(self, tokens: int) -> KvRow | None:
@@ -93,16 +113,25 @@ class KvCache:
             return None
         self.reserved += capacity
         pool = self._pools.setdefault(capacity, KvPool(capacity))
+        self._make_room(pool)
         return KvRow(pool=pool, row=pool.take())
 
     def release(self, held: KvRow, tokens: int) -> None:
         """Give a row back of which the first `tokens` positions were written."""
         pool = held.pool
         self.reserved -= pool.capacity
-        if len(pool) == 1:
+        if len(pool) == 1 and not self._keep:
             del self._pools[pool.capacity]
         else:
             pool.release(held.row, tokens)
+
+    def _make_room(self, wanted: KvPool) -> None:
+        """Free the pools without rows if those in memory, once `wanted` has one more row, go beyond the budget."""
+        growth = wanted.rows * wanted.capacity if wanted.full else 0
+        if growth + sum(pool.rows * pool.capacity for pool in self._pools.values()) > self.budget:
+            for pool in [pool for pool in self._pools.values() if not len(pool) and pool is not wanted]:
+                pool.retire()
+                del self._pools[pool.capacity]
 
     def _capacity(self, tokens: int) -> int:
         return min(max(SMALLEST, 1 << (tokens - 1).bit_length()), self.budget)

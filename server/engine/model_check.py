@@ -6,22 +6,34 @@ depend on the longest sequence of a batch is bounded by the base model's `contex
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from server.engine.attention import Kind, PackedStep, Span
+from server.engine.attend import Kind
+from server.engine.attention import PackedStep, Span
 from server.engine.base_model import BaseModel
 from server.engine.kv_cache import KvCache
+from server.engine.routed_lora import Run
 
 PROBE = 8
 """Tokens of the probe sequence."""
+STARTS = (4, 5, 6)
+"""Tokens of its starts beside it, enough of them together to be decoded in one product."""
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
-Forward = Callable[[PackedStep, list[int], list[int], list[int]], Tensor]
-"""Step, ids, positions and wanted rows to logits."""
+
+class Computes(Protocol):
+    """The runner."""
+
+    def packed(self, spans: Sequence[Span]) -> PackedStep: ...
+
+    def forward(self, step: PackedStep, ids: list[int], wanted: list[int]) -> Tensor: ...
+
+    def decode(self, ids: list[int], spans: Sequence[Span], modules: list[Run], extractors: list[Run]) -> Tensor: ...
 
 
 @torch.no_grad()
@@ -31,15 +43,23 @@ def own_logits(base: BaseModel) -> Tensor:
     return logits
 
 
-def check(base: BaseModel, forward: Forward, own: Tensor) -> None:
-    """Raises ValueError unless the probe, packed behind the start of itself, gives the model's own logits."""
-    cache, ids, short = KvCache(1024), _probe(base), PROBE // 2
-    spans = [_span(cache, short, 0), _span(cache, PROBE, short)]
-    step = PackedStep(spans, base.device)
-    packed = forward(step, ids[:short] + ids, [*range(short), *range(PROBE)], list(range(short, short + PROBE)))
+def check(base: BaseModel, runner: Computes, own: Tensor) -> None:
+    """Raises ValueError unless the probe, packed beside starts of itself, gives the model's own logits, and so does a decoding step that
+    goes on with those starts."""
+    cache, ids = KvCache(1024), _probe(base)
+    spans = list(_side_by_side(cache, (*STARTS, PROBE)))
+    step = runner.packed(spans)
+    first = sum(STARTS)
+    packed = runner.forward(step, [token for span in spans for token in ids[: span.tokens]], list(range(first, first + PROBE)))
     _check_kinds(base.model.config.get_text_config(), step.kinds)
-    tolerance = 0.1 if base.dtype.itemsize < 4 else 1e-3
-    if not float((packed - own).abs().max()) <= tolerance * float(own.abs().max()):
+    _compare(packed, own)
+    going_on = [Span(held=span.held, start=span.end, tokens=1, offset=lane) for lane, span in enumerate(spans[:-1])]
+    _compare(runner.decode([ids[start] for start in STARTS], going_on, [], []), own[list(STARTS)])
+
+
+def _compare(computed: Tensor, own: Tensor) -> None:
+    tolerance = 0.1 if own.dtype.itemsize < 4 else 1e-3
+    if not float((computed - own).abs().max()) <= tolerance * float(own.abs().max()):
         raise ValueError("this model computes packed sequences differently from single ones; the embedded engine cannot serve it")
 
 
@@ -58,7 +78,10 @@ def _probe(base: BaseModel) -> list[int]:
     return [token % int(base.model.config.get_text_config().vocab_size) for token in range(3, 3 + PROBE)]
 
 
-def _span(cache: KvCache, tokens: int, offset: int) -> Span:
-    held = cache.take(tokens)
-    assert held is not None
-    return Span(held=held, start=0, tokens=tokens, offset=offset)
+def _side_by_side(cache: KvCache, lengths: Sequence[int]) -> Iterator[Span]:
+    offset = 0
+    for tokens in lengths:
+        held = cache.take(PROBE)
+        assert held is not None
+        yield Span(held=held, start=0, tokens=tokens, offset=offset)
+        offset += tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 
 class CpuShare(Protocol):
@@ -38,6 +38,10 @@ class EngineOptions:
     """What is kept is shared in blocks of this size."""
     step_tokens: int = 512
     """Prompt tokens read in one step: bounds how long a long prompt holds up the others' next token."""
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
+    """`auto`: by model and device."""
+    static_decode: bool | None = None
+    """Decode in buffers of fixed shapes, recorded as CUDA graphs where there is CUDA; None: there alone."""
     threads: int | None = None
     cores: CpuShare | None = None
     """Overrides `threads`, asked before every step."""

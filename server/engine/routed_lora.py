@@ -48,7 +48,15 @@ class Part(Protocol):
         ...
 
 
+class Adds(Protocol):
+    """What a step's rows wear of one bank of slots."""
+
+    def add(self, layer: int, x: Tensor, y: Tensor) -> None: ...
+
+
 class Route:
+    """Of any number of rows."""
+
     def __init__(self, bank: AdapterBank, runs: Sequence[Run]) -> None:
         self._parts = list(_parts(bank, _joined(runs)))
 
@@ -108,7 +116,7 @@ class Router:
     """The routes of the step in progress, read by every `RoutedLinear` of a model."""
 
     def __init__(self) -> None:
-        self.routes: tuple[Route, ...] = ()
+        self.routes: tuple[Adds, ...] = ()
 
 
 class RoutedLinear(nn.Linear):

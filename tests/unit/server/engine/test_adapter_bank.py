@@ -61,6 +61,19 @@ def test_a_range_is_readable_where_slots_were_never_used() -> None:
         assert (down[0, :, 3:] == 0).all()
 
 
+@pytest.mark.usefixtures("poisoned_memory")
+def test_a_readable_bank_is_zero_behind_every_rank() -> None:
+    slots = AdapterBank(slots=3, max_rank=8, shapes=SHAPES, dtype=torch.float32, device=torch.device("cpu"), readable=True)
+    slots.load(1, adapter(5, 7.0))
+    slots.load(1, adapter(2, 3.0))
+    for layer in range(len(SHAPES)):
+        for stored in slots.slots_at(layer, 8):
+            assert (stored[1, :2] == 3).all()
+            assert (stored[1, 2:] == 0).all()
+            assert (stored[[0, 2]] == 0).all()
+    assert slots.rank(1) == 2
+
+
 def test_a_layer_without_an_adapter_has_no_product() -> None:
     slots = bank()
     slots.load(0, adapter(4, 9.0))

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from server.engine.attention import Kind, PackedStep, Span, packed_attention, packing
+from server.engine.attend import Attend, Kind, sdpa
+from server.engine.attend_flex import FlexAttend
+from server.engine.attention import PackedStep, Span, packed_attention, packing
 from server.engine.kv_cache import KvCache, KvRow
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
@@ -21,8 +23,9 @@ class Layer(nn.Module):
 class Sequences:
     """Sequences of random queries, keys and values, fed to packed attention piece by piece."""
 
-    def __init__(self, lengths: list[int], **kwargs: Any) -> None:
+    def __init__(self, lengths: list[int], attend: Attend = sdpa, **kwargs: Any) -> None:
         torch.manual_seed(0)
+        self.attend = attend
         self.kwargs = kwargs
         self.cache = KvCache(10_000)
         self.held: list[KvRow] = []
@@ -46,7 +49,7 @@ class Sequences:
                 spans.append(Span(held=self.held[number], start=start, tokens=size, offset=offset))
                 pieces.append([tensor[:, :, start : start + size] for tensor in self.tensors[number]])
                 offset += size
-        with packing(PackedStep(spans, CPU)):
+        with packing(PackedStep(spans, CPU, self.attend)):
             query, key, value = (torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True))
             out, _ = packed_attention(Layer(), query, key, value, None, **self.kwargs)
         assert out.shape == (1, offset, HEADS, DIM)
@@ -90,7 +93,18 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_packed_sequences_see_only_themselves(kind: dict[str, Any]) -> None:
-    sequences = Sequences([20, 15, 90, 20, 9], **kind)
+    walk(Sequences([20, 15, 90, 20, 9], **kind))
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_flex_attention_sees_the_same(kind: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch's own switch for debugging: without it each new shape is traced, for seconds.
+    monkeypatch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, raising=False)
+    walk(Sequences([20, 15, 90, 20, 9], FlexAttend(compiled=False), **kind))
+
+
+def walk(sequences: Sequences) -> None:
+    """Prompts in pieces of any size, then one token of each at a time."""
     sequences.step([6, 0, 70, 3, 1])
     sequences.step([5, 7, 1, 1, 1])
     for _ in range(5):

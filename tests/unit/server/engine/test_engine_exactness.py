@@ -29,6 +29,8 @@ ROOMY = EngineOptions(slots=8, max_batch=16, step_tokens=24)
 """All modules fit: their tokens go through one batched product."""
 TIGHT = EngineOptions(slots=2, max_batch=3, step_tokens=7, kv_tokens=512)
 """Slots are reused within the batch, prompts are read in small pieces."""
+FIXED = replace(ROOMY, static_decode=True)
+"""Decoding as a CUDA graph would record it."""
 MODULES = [(1, Scope.ALL), (2, Scope.ANSWER), (3, Scope.ALL), (4, Scope.ANSWER), (6, Scope.ALL), (8, Scope.ANSWER)]
 EXTRACTORS = [(3, Scope.ALL), (5, Scope.ANSWER)]
 WARDROBES: list[tuple[int | None, int | None]] = [
@@ -153,7 +155,7 @@ def expected_logits(zoo: Zoo, told: Told) -> Tensor:
     return zoo.oracle.follow(told.prompt, told.tokens, told.wardrobe.module, told.wardrobe.extractor)
 
 
-@pytest.mark.parametrize("options", [ROOMY, TIGHT], ids=["roomy", "tight"])
+@pytest.mark.parametrize("options", [ROOMY, TIGHT, FIXED], ids=["roomy", "tight", "fixed"])
 def test_float64_agrees_without_exception(zoo: Zoo, options: EngineOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     for told in run_mixed(zoo, options, monkeypatch):
         expected = expected_logits(zoo, told)

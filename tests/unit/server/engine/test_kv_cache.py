@@ -72,6 +72,38 @@ def test_a_sequence_of_the_whole_budget_fits() -> None:
     assert take(cache, 100).pool.capacity == 100
 
 
+def test_a_pool_that_is_kept_outlives_its_rows_with_zeros() -> None:
+    cache = KvCache(10_000, keep=True)
+    held = take(cache)
+    fill(held, 1)
+    cache.release(held, 5)
+    again = take(cache)
+    assert (again.pool, again.pool.memory) == (held.pool, held.pool.memory)
+    assert all((stored == 0).all() for stored in again.pool.layer(0, KEY, KEY))
+
+
+def test_a_kept_pool_makes_room_for_others() -> None:
+    cache = KvCache(6 * SMALLEST, keep=True)
+    for held in [take(cache) for _ in range(4)]:
+        cache.release(held, 0)
+    short = take(cache)
+    memory = short.pool.memory
+    take(cache, 2 * SMALLEST)
+    assert short.pool.memory == memory, "four short rows and a long one fit"
+    cache.release(short, 0)
+    take(cache, 2 * SMALLEST)
+    assert short.pool.memory != memory
+    assert take(cache).pool is not short.pool
+
+
+def test_a_pool_that_grows_is_other_memory() -> None:
+    cache = KvCache(10_000)
+    first = take(cache)
+    memory = first.pool.memory
+    take(cache)
+    assert first.pool.memory != memory
+
+
 def test_a_pool_goes_with_its_last_row() -> None:
     cache = KvCache(10_000)
     held = take(cache)

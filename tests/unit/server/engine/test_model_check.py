@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 from transformers import Llama4TextConfig, PreTrainedModel, Qwen3NextConfig, Qwen3NextForCausalLM
 from transformers.models.llama4.modeling_llama4 import Llama4ForCausalLM
 
+from server.engine import runner
+from server.engine.attend import Kind, Seen, sdpa
+from server.engine.attention_choice import FLEX, SDPA, Choice
 from server.engine.batch_engine import BatchEngine
+from server.engine.decode_step import DecodeStep
 from server.engine.options import EngineOptions
-from tests.support.tiny_models import FAMILIES, base_of, tiny_base
+from tests.support.tiny_models import FAMILIES, VOCABULARY, base_of, tiny_base
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 260,
@@ -73,6 +80,29 @@ def test_a_model_that_computes_otherwise_is_refused() -> None:
 
     base.model.model.norm = Shifting(base.model.model.norm)
     assert refused(base.model)
+
+
+def test_an_implementation_that_computes_otherwise_gives_way_to_sdpa(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wrong(query: Tensor, key: Tensor, value: Tensor, seen: Seen, kind: Kind, /) -> Tensor:
+        return sdpa(query, key, value, seen, replace(kind, scaling=2 * kind.scaling))
+
+    monkeypatch.setattr(runner, "choose", lambda *_: Choice(name=FLEX, reason="for this test"))
+    monkeypatch.setattr(runner, "implementation", lambda name, _: sdpa if name == SDPA else wrong)
+    with caplog.at_level(logging.WARNING):
+        engine = BatchEngine(tiny_base(), EngineOptions())
+    engine.close()
+    assert engine.runner.attention.name == SDPA
+    assert "flex did not compute" in engine.runner.attention.reason
+    assert "attention by flex in shapes as they come does not compute this model as it should" in caplog.messages
+
+
+def test_fixed_shapes_that_compute_otherwise_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DecodeStep, "compute", lambda step: torch.zeros(step.shape.lanes, VOCABULARY))
+    engine = BatchEngine(tiny_base(), EngineOptions(static_decode=True))
+    engine.close()
+    assert engine.runner.decoding is None
 
 
 def test_a_hidden_window_is_refused() -> None:
