@@ -20,7 +20,7 @@ from server.errors import ModuleCorrupt, ModuleMissing, ModuleUnsupported, Modul
 from server.modules.canonical import canonical_json
 from server.modules.composition import Composition
 from server.modules.digest import composition_digest, lora_digest
-from server.modules.files import announce, flush, make_durably, read_regular, write_durably
+from server.modules.files import flush, make_durably, read_regular, write_durably
 from server.modules.manifest import Manifest, Unsupported, manifest_bytes, parse_manifest
 from server.modules.peft_format import adapter_config, named_tensors
 from server.modules.validation import (
@@ -118,7 +118,6 @@ def read_artefact(ref: ArtefactRef, base_fingerprint: str, shapes: Shapes, max_r
 
 
 def _read(ref: ArtefactRef, base_fingerprint: str, shapes: Shapes, max_rank: int) -> Artefact:
-    announce(ref.directory / ADAPTER)
     manifest = _read_manifest(ref)
     if manifest.base_fingerprint != base_fingerprint:
         reason = f"base fingerprint {manifest.base_fingerprint}, not {base_fingerprint}"

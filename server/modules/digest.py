@@ -19,7 +19,6 @@ from server.modules.peft_format import named_tensors
 
 Spelled = tuple[str, torch.dtype, tuple[int, ...], memoryview]
 """A tensor's name, dtype, shape and bytes."""
-_PORTION = 512 * 1024
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
@@ -50,16 +49,9 @@ def digest_of(tensors: Iterable[Spelled], manifest: Manifest) -> str:
         "wears": manifest.wears,
     }
     sha256 = hashlib.sha256(canonical_json(meaning))
-    # Each portion gives the interpreter's lock away and has to get it back: hundreds of small ones would wait for other threads as often.
-    portion: list[bytes | memoryview] = []
-    size = 0
     for name, dtype, shape, data in sorted(tensors, key=lambda tensor: tensor[0]):
-        portion += (_heading(name, dtype, shape), data)
-        size += len(data)
-        if size >= _PORTION:
-            sha256.update(b"".join(portion))
-            portion, size = [], 0
-    sha256.update(b"".join(portion))
+        sha256.update(_heading(name, dtype, shape))
+        sha256.update(data)
     return sha256.hexdigest()
 
 

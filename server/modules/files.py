@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -49,39 +47,30 @@ def make_durably(directory: Path) -> None:
 
 def read_regular(path: Path, limit: int) -> bytearray:
     """The bytes of a regular file of at most `limit` bytes. ValueError if it is missing, a link, no regular file, or longer."""
-    with _opened(path, limit) as (descriptor, size):
-        # Of the very size, and one byte to see that there is no more: memory for all that would be allowed takes longer than the reading.
-        data = bytearray(size + 1)
-        end = 0
-        with memoryview(data) as view:
-            while count := os.readv(descriptor, [view[end:]]):
-                end += count
-    if end != size:
-        raise ValueError(f"{path.name} changed while it was read")
-    del data[size:]
-    return data
-
-
-def announce(path: Path) -> None:
-    """Have the system begin to read a file that is about to be read, where it can; what is wrong with it is told by the reading."""
-    with suppress(OSError, ValueError), _opened(path) as (descriptor, _):
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
-
-
-@contextmanager
-def _opened(path: Path, limit: int | None = None) -> Iterator[tuple[int, int]]:
-    """The descriptor of a regular file, and how many bytes it has."""
     descriptor = _open_without_trust(path)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path.name} is not a regular file")
-        if limit is not None and status.st_size > limit:
+        if status.st_size > limit:
             raise ValueError(f"{path.name} has {status.st_size} bytes, more than {limit}")
-        yield descriptor, status.st_size
+        # One byte more than there should be, to see that there is none; taking memory for `limit` takes longer than the reading.
+        data = _read_up_to(descriptor, status.st_size + 1)
     finally:
         os.close(descriptor)
+    if len(data) != status.st_size:
+        raise ValueError(f"{path.name} changed while it was read")
+    return data
+
+
+def _read_up_to(descriptor: int, size: int) -> bytearray:
+    data = bytearray(size)
+    end = 0
+    with memoryview(data) as room:
+        while count := os.readv(descriptor, [room[end:]]):
+            end += count
+    del data[end:]
+    return data
 
 
 def _open_without_trust(path: Path) -> int:

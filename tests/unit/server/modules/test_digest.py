@@ -35,8 +35,7 @@ def test_the_digest_of_known_tensors_never_changes() -> None:
     assert composition_digest(ones(["layer"]), "0" * 64) == "21e79cefd33beb203eb0eaa73617ef708424780181c196003466945c18573167"
 
 
-def test_tensors_of_any_size_are_digested_one_after_the_other() -> None:
-    """Small ones go into sha256 together, as if each had gone alone."""
+def test_names_dtypes_shapes_and_bytes_are_digested_one_after_the_other() -> None:
     sizes = {"a": 3, "b": 300_000, "c": 7, "d": 100_000, "e": 100_000, "f": 1}
     a = {name: torch.randn(1, size, generator=torch.Generator().manual_seed(size)) for name, size in sizes.items()}
     described = manifest(rank=1, targets=tuple(sizes))

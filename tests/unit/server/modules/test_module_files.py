@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from server.modules.files import announce, flush_tree, make_durably, read_regular, write_durably
+from server.modules.files import flush_tree, make_durably, read_regular, write_durably
 
 
 def test_a_file_is_written_once_and_for_its_owner_only(tmp_path: Path) -> None:
@@ -42,7 +42,6 @@ def test_what_is_no_plain_file_of_the_expected_size_is_refused(tmp_path: Path) -
     for name, reason in reasons.items():
         with pytest.raises(ValueError, match=reason):
             read_regular(tmp_path / name, 5)
-        announce(tmp_path / name)
 
 
 def test_a_disk_that_fails_is_not_a_damaged_file(tmp_path: Path) -> None:
