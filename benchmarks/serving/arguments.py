@@ -58,6 +58,9 @@ class Size:
     new_tokens: int = NEW_TOKENS
     tier_modules: int = 1000
     tier_requests: int = 256
+    """Of each kind, in `tier_rounds` rounds."""
+    tier_rounds: int = 4
+    tier_prompt: int = PROMPT_TOKENS
     tier_tokens: int = NEW_TOKENS
     swaps: int = 100
     step_tokens: int = NEW_TOKENS
@@ -84,8 +87,8 @@ QUICK = replace(
     patience=15.0,
     throughput_seconds=320.0,
     warm_tokens=4,
-    tier_requests=32,
-    tier_tokens=16,
+    tier_prompt=48,
+    tier_tokens=8,
     swaps=32,
     step_tokens=16,
 )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 import torch
 
 from benchmarks.serving.embedded import Embedded, request_of
-from benchmarks.serving.figures import round_of, rounded, spread, zipf
+from benchmarks.serving.figures import Round, Trace, round_of, rounded, spread, zipf
 from benchmarks.serving.shelf import RANK, adapter_bytes, make_modules, random_lora, shapes_of, write_module
 from benchmarks.serving.systems import Workshop
 from benchmarks.serving.workload import question_source
@@ -29,6 +32,7 @@ SMALL_BUDGET = 100
 """Modules that the small host budget has room for."""
 PUBLISHED = 5
 _PUBLISHED_SEED = 50_000
+_MOVES = ("slot_hits", "slot_misses", "host_hits", "host_misses", "host_loads")
 _MEMORY_SHARE = 0.5
 """Of what is free, for the modules of the run."""
 
@@ -40,12 +44,13 @@ def measure_tiers(workshop: Workshop, told: Callable[[str], object]) -> dict[str
     told("tiers: writing modules")
     refs = make_modules(base, folder / "modules", size.tier_modules, rank=rank)
     one = adapter_bytes(base, rank)
-    budgets = {"few": SLOTS, "all": len(refs), "small": min(SMALL_BUDGET, len(refs))}
-    found = {}
+    budgets = {"all": len(refs), "small": min(SMALL_BUDGET, len(refs))}
+    found, ratios = {}, {}
     for name, room in budgets.items():
         told(f"tiers: host memory for {room} modules")
-        numbers = [number % SLOTS for number in order] if name == "few" else order
-        found[name] = _asked(workshop, base, refs, numbers, room, one)
+        few, found[name] = _in_turn(workshop, base, refs, order, room, one)
+        found.setdefault("few", few)
+        ratios[f"{name}_of_few"] = rounded(found[name]["tokens_per_s"] / few["tokens_per_s"])
     told("tiers: swaps")
     swaps = _swaps(workshop, base, refs, rank)
     told("tiers: publish to first token")
@@ -59,8 +64,7 @@ def measure_tiers(workshop: Workshop, told: Callable[[str], object]) -> dict[str
         "slots": SLOTS,
         "host_budget_modules": budgets,
         "throughput": found,
-        "all_of_few": rounded(found["all"]["tokens_per_s"] / found["few"]["tokens_per_s"]),
-        "small_of_few": rounded(found["small"]["tokens_per_s"] / found["few"]["tokens_per_s"]),
+        **ratios,
         **swaps,
         **served,
     }
@@ -83,21 +87,48 @@ def free_memory() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
 
 
-def _asked(
-    workshop: Workshop, base: BaseModel, refs: Sequence[ArtefactRef], numbers: Sequence[int], room: int, module_bytes: int
-) -> dict[str, Any]:
-    """Host memory has `room` for so many modules, and is warm: the most popular ones that are asked for lie there."""
+def _in_turn(
+    workshop: Workshop, base: BaseModel, refs: Sequence[ArtefactRef], order: Sequence[int], room: int, module_bytes: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Rounds over as many modules as there are slots, and rounds in `order` over all of them, in turn in one engine: what the machine does
+    meanwhile meets both. Host memory has `room` for so many modules and is warm: the most popular ones that are asked for lie there."""
     size = workshop.size
+    few, many = _Asked(size.tier_tokens), _Asked(size.tier_tokens)
     with closing(Embedded(base, workshop.options(slots=SLOTS, host_bytes=module_bytes * room, max_batch=SLOTS))) as engine:
-        engine.prefetch([refs[number] for number in sorted(set(numbers))[:room]])
-        source = question_source(base.tokenizer)
-        requests = [_request(base, next(source), refs[number], size.tier_tokens) for number in numbers]
+        engine.prefetch([refs[number] for number in sorted({*order, *range(SLOTS)})[:room]])
+        source = question_source(base.tokenizer, tokens=size.tier_prompt)
         engine.answer([_request(base, next(source), refs[number % len(refs)], 2) for number in range(SLOTS)], SLOTS)
-        before = engine.stats()
-        round_ = round_of(engine.answer(requests, SLOTS), size.tier_tokens)
-        after = engine.stats()
-    moved = {key: after[key] - before[key] for key in ("slot_hits", "slot_misses", "host_hits", "host_misses", "host_loads")}
-    return {"tokens_per_s": rounded(round_.tokens_per_s), "ttft": spread(round_.ttft), "itl": spread(round_.itl), **moved}
+        length = math.ceil(len(order) / size.tier_rounds)
+        for part in (order[start : start + length] for start in range(0, len(order), length)):
+            for asked, numbers in ((few, [number % SLOTS for number in part]), (many, part)):
+                requests = [_request(base, next(source), refs[number], size.tier_tokens) for number in numbers]
+                before = engine.stats()
+                asked.add(engine.answer(requests, SLOTS), before, engine.stats())
+    return few.row(), many.row()
+
+
+class _Asked:
+    """Rounds of one kind and what moved between the tiers in them."""
+
+    def __init__(self, new_tokens: int) -> None:
+        self._new_tokens = new_tokens
+        self._rounds: list[Round] = []
+        self._moved: Counter[str] = Counter()
+
+    def add(self, traces: Sequence[Trace], before: Mapping[str, float], after: Mapping[str, float]) -> None:
+        self._rounds.append(round_of(traces, self._new_tokens))
+        self._moved.update({key: after[key] - before[key] for key in _MOVES})
+
+    def row(self) -> dict[str, Any]:
+        """`tokens_per_s` over all rounds together, which have as many tokens each."""
+        speeds = [each.tokens_per_s for each in self._rounds]
+        return {
+            "tokens_per_s": rounded(harmonic_mean(speeds)),
+            "rounds": [rounded(speed) for speed in speeds],
+            "ttft": spread([seconds for each in self._rounds for seconds in each.ttft]),
+            "itl": spread([seconds for each in self._rounds for seconds in each.itl]),
+            **self._moved,
+        }
 
 
 def _request(base: BaseModel, question: str, ref: ArtefactRef | None, new_tokens: int) -> EngineRequest:
