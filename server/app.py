@@ -25,6 +25,7 @@ from server.api_keys.routes import router as api_keys
 from server.asks.routes import router as asks
 from server.background import keep_house
 from server.body_limit import BodyLimit
+from server.caching import keep_cache
 from server.db.blobs import BlobStore
 from server.db.migrate import upgrade
 from server.db.session import Database
@@ -37,12 +38,13 @@ from server.jobs.routes import router as jobs
 from server.metrics.http import HttpMetrics, MeasuredRequests
 from server.metrics.routes import router as metrics
 from server.metrics.service import Meter
-from server.modules.store import ModuleStore
+from server.modules.cached_store import CachedStore
 from server.parts import Loading, Parts, Tasks
 from server.presence import sole_api_process
 from server.problems import Guard, Problem, install
 from server.residency.routes import router as residency
 from server.settings import Settings, load_settings
+from server.storage.object_store import open_modules
 from server.transactions import writing
 
 logger = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
             settings=settings,
             database=database,
             blobs=BlobStore(settings.root / "blobs"),
-            modules=ModuleStore(settings.root / "modules"),
+            modules=open_modules(settings),
             keys=KeyMaker(secret),
             models=Loading(),
             ring=bell.ring,
@@ -101,6 +103,8 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
         try:
             await writing(database, startup.ensure_admin_key, parts.keys, settings.root)
             background.start(_models(parts))
+            if isinstance(parts.modules, CachedStore):
+                background.start(keep_cache(parts, parts.modules))
             background.start(keep_house(parts, sole_owner=settings.qdrant_url is None and settings.sql_url.startswith("sqlite")))
             yield parts
         finally:

@@ -13,7 +13,7 @@
     ├── Unavailable             503: module_corrupt, module_wrong_base, module_unsupported, module_missing,
     │                                module_unreadable, extractor_unavailable, base_model_not_found, base_model_unusable,
     │                                embedder_not_found, device_unavailable, engine_stopped, index_mismatch, index_unavailable, starting,
-    │                                database_unavailable
+    │                                database_unavailable, object_store_unusable, object_store_unavailable
     └── JobFailure              ends a job, never a request: gate_not_passed, gpu_out_of_memory, gpu_busy, trainer_crashed, ...
 
 Standard library only: the engine and the trainer raise these too. A message says what to do next and never holds a path, SQL or
@@ -286,6 +286,18 @@ class IndexUnavailable(Unavailable):
     """The vector index cannot be reached, or another process has its files open."""
 
     code = "index_unavailable"
+
+
+class ObjectStoreUnusable(Unavailable):
+    """KMSERVE_OBJECT_STORE or its options name no object store."""
+
+    code = "object_store_unusable"
+
+
+class ObjectStoreUnavailable(Unavailable):
+    """The object store cannot be reached, or refuses what is asked of it."""
+
+    code = "object_store_unavailable"
 
 
 class StorageFull(KmserveError):

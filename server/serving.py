@@ -20,6 +20,9 @@ from server.engine.embedded import EmbeddedEngine
 from server.engine.options import EngineOptions
 from server.jobs.ingest_loop import IngestLoop
 from server.loading import until_it_works
+from server.modules.cached_store import CachedStore
+from server.modules.fetching import below_reader, disk_reader
+from server.modules.store import ModuleStore
 from server.parts import Models, Parts
 from server.retrieval.embedding import Embedder
 from server.retrieval.index import VectorIndex
@@ -43,7 +46,7 @@ async def serve(parts: Parts) -> None:
         embedder = await load(partial(asyncio.to_thread, Embedder, settings.embedder, cores=cores))
         index = await load(lambda: stack.enter_async_context(_index(settings, embedder)))
         options = engine_options(settings, cores)
-        engine = await load(lambda: stack.enter_async_context(_engine(base, options)))
+        engine = await load(lambda: stack.enter_async_context(_engine(base, options, parts.modules)))
         ingest = _ingest_loop(parts, base, embedder, index)
         models = Models(
             engine=engine,
@@ -85,8 +88,9 @@ async def _index(settings: Settings, embedder: Embedder) -> AsyncIterator[Vector
 
 
 @asynccontextmanager
-async def _engine(base: BaseModel, options: EngineOptions) -> AsyncIterator[EmbeddedEngine]:
-    engine = await asyncio.to_thread(EmbeddedEngine, base, options=options)
+async def _engine(base: BaseModel, options: EngineOptions, store: ModuleStore) -> AsyncIterator[EmbeddedEngine]:
+    below = below_reader(store) if isinstance(store, CachedStore) else None
+    engine = await asyncio.to_thread(EmbeddedEngine, base, options=options, read=disk_reader(store), below=below)
     engine.start()
     try:
         yield engine

@@ -36,6 +36,10 @@ class Settings(BaseSettings):
     broker_url: str | None = Field(default=None, repr=False)
     qdrant_url: str | None = None
     qdrant_api_key: SecretStr | None = None
+    object_store: str | None = None
+    """Where modules are kept for all machines; the data directory is then a cache of it."""
+    object_store_options: SecretStr | None = None
+    disk_cache_bytes: int = Field(default=10 * 1024 * MIB, ge=0)
 
     base_model: str = "smollm2-135m-instruct"
     """The packaged default, a local directory, a .gguf file, or a hub id (the only case that downloads)."""

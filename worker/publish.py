@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,7 +21,7 @@ from server.db import documents, extractors, jobs, modules
 from server.db.modules import NewModule
 from server.db.session import SyncDatabase
 from server.db.tables import Document, DocumentStatus, Job
-from server.errors import ExtractorUnavailable, Superseded
+from server.errors import ExtractorUnavailable, ObjectStoreUnavailable, Superseded
 from server.modules.manifest import ArtefactKind, Manifest, parse_manifest
 from server.modules.store import ModuleStore
 from worker.events import Result
@@ -35,16 +35,23 @@ def publish(database: SyncDatabase, store: ModuleStore, job: Job, artefact: Path
     """Publish the artefact of a running attempt and end its job: succeeded; cancelled if asked to or the document is deleted; failed with
     `superseded` if a newer revision has a module already; queued again if the extractor that the module wears is not there any more.
 
-    Raises JobLost if the job belongs to another attempt, ValueError for a manifest that is not the one announced, OSError, SQLAlchemyError.
+    Raises JobLost if the job belongs to another attempt, ValueError for a manifest that is not the one announced, OSError, SQLAlchemyError,
+    ObjectStoreUnavailable.
     """
     described = announced(artefact, result, ArtefactKind.KNOWLEDGE_MODULE)
-    with staged(store.staging(job.tenant_id, job.subject.document_id), artefact) as copy:
+    target = store.path(job.tenant_id, job.subject.document_id, result.digest)
+
+    def named() -> bool:
+        with database.read() as session:
+            return modules.in_use(session, job.tenant_id, job.subject.document_id, result.digest, result.manifest_sha256)
+
+    with staged(store.staging(job.tenant_id, job.subject.document_id), artefact) as copy, uploaded(store, copy, target, named):
         try:
             with database.write() as session:
                 ended = _turn_away(session, job, described.wears)
                 return ended if ended is not None else _publish(session, store, job, copy, result)
         except BaseException:
-            _discard(database, store, job, result.digest)
+            _discard(database, store, job, target)
             raise
 
 
@@ -72,6 +79,23 @@ def staged(directory: Path, artefact: Path) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
         with contextlib.suppress(OSError):
             directory.parent.rmdir()
+
+
+@contextlib.contextmanager
+def uploaded(store: ModuleStore, copy: Path, target: Path, named: Callable[[], bool]) -> Iterator[None]:
+    """Around the transaction, for an upload may take long: the artefact is where other machines find it, and goes from there again unless a
+    row came to name it. Nobody else writes its objects: no attempt has the manifest of another. Raises ObjectStoreUnavailable."""
+    manifest_sha256 = hashlib.sha256((copy / MANIFEST).read_bytes()).hexdigest()
+    try:
+        store.upload(copy, target)
+        yield
+    finally:
+        try:
+            if not named():
+                store.withdraw(target, manifest_sha256)
+            store.trim()
+        except (SQLAlchemyError, ObjectStoreUnavailable, OSError):
+            logger.warning("objects that no row names may be left behind; they go with their document", exc_info=True)
 
 
 def _turn_away(session: Session, job: Job, wears: str | None) -> Job | None:
@@ -121,13 +145,14 @@ def _older_than_published(session: Session, job: Job, document: Document) -> boo
     return mine < published
 
 
-def _discard(database: SyncDatabase, store: ModuleStore, job: Job, digest: str) -> None:
+def _discard(database: SyncDatabase, store: ModuleStore, job: Job, target: Path) -> None:
     """The transaction failed: remove what it may have put in place, unless a version stands on those bytes."""
     try:
         with database.write() as session:
             document_id = job.subject.document_id
             documents.lock(session, job.tenant_id, document_id)
-            if not modules.in_use(session, job.tenant_id, document_id, digest):
-                store.delete(job.tenant_id, document_id, digest)
+            if not modules.in_use(session, job.tenant_id, document_id, target.name):
+                store.drop(target)
     except (SQLAlchemyError, OSError):
         logger.warning("job %s: an unpublished artefact may be left behind; it goes with its document", job.id, exc_info=True)
+

@@ -19,7 +19,7 @@ from server.db.tables import Extractor, Job
 from server.modules.manifest import ArtefactKind, parse_manifest
 from server.modules.store import ModuleStore
 from worker.events import Result
-from worker.publish import MANIFEST, announced, staged
+from worker.publish import MANIFEST, announced, staged, uploaded
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +31,19 @@ def publish_extractor(database: SyncDatabase, store: ModuleStore, job: Job, arte
     queues, with `max_attempts` each, need no bell: the worker looks for another job now.
 
     Raises JobLost if the job belongs to another attempt, ValueError for an artefact that is not the one announced, OSError,
-    SQLAlchemyError.
+    SQLAlchemyError, ObjectStoreUnavailable.
     """
     announced(artefact, result, ArtefactKind.KNOWLEDGE_EXTRACTOR)
     if result.composition is None or not (artefact / COMPOSITION).is_file():
         raise ValueError("an extractor has a composition")
     owner: str = job.params["owner"]
-    with staged(store.staging_extractor(owner), artefact) as copy:
+    target = store.extractor_path(owner, result.composition)
+
+    def named() -> bool:
+        with database.read() as session:
+            return extractors.in_use(session, owner, target.name, result.manifest_sha256)
+
+    with staged(store.staging_extractor(owner), artefact) as copy, uploaded(store, copy, target, named):
         try:
             with database.write() as session:
                 if jobs.hold(session, job.id, job.attempt).cancel_requested:
@@ -48,7 +54,7 @@ def publish_extractor(database: SyncDatabase, store: ModuleStore, job: Job, arte
                 logger.info("job %s: published extractor %s of %s", job.id, extractor.id, owner)
                 return jobs.succeed(session, job.id, job.attempt)
         except BaseException:
-            _discard(database, store, job, owner, result.composition)
+            _discard(database, store, job, owner, target)
             raise
 
 
@@ -84,12 +90,12 @@ def _activate(session: Session, extractor: Extractor, max_attempts: int) -> None
         logger.info("extractor %s is not activated: another one of its owner's came first", extractor.id)
 
 
-def _discard(database: SyncDatabase, store: ModuleStore, job: Job, owner: str, composition: str) -> None:
+def _discard(database: SyncDatabase, store: ModuleStore, job: Job, owner: str, target: Path) -> None:
     """The transaction failed: remove what it may have put in place, unless an extractor stands on those bytes."""
     try:
         with database.write() as session:
             extractors.lock(session, owner)
-            if not extractors.in_use(session, owner, composition):
-                store.delete_extractor(owner, composition)
+            if not extractors.in_use(session, owner, target.name):
+                store.drop(target)
     except (SQLAlchemyError, OSError):
         logger.warning("job %s: an unpublished artefact may be left behind", job.id, exc_info=True)

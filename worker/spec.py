@@ -78,3 +78,9 @@ def active_extractor(session: Session, owner: str, store: ModuleStore) -> dict[s
         "scope": extractor.scope,
         "directory": str(store.extractor_path(extractor.owner, extractor.composition_digest)),
     }
+
+
+def artefacts_of(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the trainer will read from the modules' store."""
+    found = [spec["extractor"], *(document["module"] for document in spec.get("documents", ()))]
+    return [artefact for artefact in found if artefact is not None]

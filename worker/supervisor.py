@@ -21,9 +21,9 @@ from server.db import jobs
 from server.db.blobs import BlobStore
 from server.db.session import SyncDatabase
 from server.db.tables import Job, JobKind, JobState
-from server.errors import DocumentNotFound, DocumentTextMissing, JobFailure, JobLost, KmserveError
-from server.modules.store import ModuleStore
+from server.errors import DocumentNotFound, DocumentTextMissing, JobFailure, JobLost, KmserveError, ObjectStoreUnavailable
 from server.settings import Settings
+from server.storage.object_store import open_modules
 from server.traces import frames_in, without_text
 from worker.events import Event, ExitCode, Failure, Metrics, Progress, Result
 from worker.extractor_spec import build_extractor_spec
@@ -31,7 +31,7 @@ from worker.lease import Lease
 from worker.publish import publish
 from worker.publish_extractor import publish_extractor
 from worker.settle import Run, settle
-from worker.spec import build_spec
+from worker.spec import artefacts_of, build_spec
 from worker.trainer_process import TrainerProcess
 from worker.workspace import Workspace
 
@@ -60,7 +60,7 @@ class Supervisor:
         self._stopping = stopping
         self._command = command
         self._grace = grace_seconds
-        self._store = ModuleStore(settings.root / "modules")
+        self._store = open_modules(settings)
         self._blobs = BlobStore(settings.root / "blobs")
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
 
@@ -81,7 +81,7 @@ class Supervisor:
             try:
                 run = self._run(job, workspace)
                 code, ended = run.code, self._end(job, workspace, run)
-            except (OSError, ValueError, DocumentNotFound, DocumentTextMissing) as error:
+            except (OSError, ValueError, DocumentNotFound, DocumentTextMissing, ObjectStoreUnavailable) as error:
                 ended = self._give_up(job, error)
         except JobLost:
             logger.warning("job %s: attempt %d lost its lease, another has the job", job.id, job.attempt)
@@ -93,6 +93,8 @@ class Supervisor:
         with self._database.read() as session:
             build = build_extractor_spec if job.kind == JobKind.EXTRACTOR else build_spec
             spec = build(session, job, self._settings, self._blobs, self._store)
+        for artefact in artefacts_of(spec):
+            self._store.ensure(Path(artefact["directory"]), artefact["manifest_sha256"])
         workspace.prepare(spec)
         process = TrainerProcess(self._command, workspace.directory, workspace.log, grace_seconds=self._grace)
         with process as trainer, Lease(self._database, job, self._settings.lease_seconds, trainer, self._stopping) as lease:

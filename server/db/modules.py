@@ -78,9 +78,11 @@ def quarantine(session: Session, tenant_id: str, module_id: str, reason: str) ->
     return session.scalar(moved) is not None
 
 
-def in_use(session: Session, tenant_id: str, document_id: str, digest: str) -> bool:
-    """Whether any version of the document stands on the artefact `digest`."""
+def in_use(session: Session, tenant_id: str, document_id: str, digest: str, manifest_sha256: str | None = None) -> bool:
+    """Whether any version of the document stands on the artefact `digest`, with this manifest or any."""
     found = select(Module.id).where(Module.tenant_id == tenant_id, Module.document_id == document_id, Module.digest == digest)
+    if manifest_sha256 is not None:
+        found = found.where(Module.manifest_sha256 == manifest_sha256)
     return session.scalar(found.limit(1)) is not None
 
 

@@ -23,7 +23,7 @@ from server.db import documents
 from server.db.tables import Document, Job, JobState, Module, Passage, Revision
 from server.documents import idempotency
 from server.documents.schemas import Receipt, Removed
-from server.errors import DocumentNotFound, KmserveError
+from server.errors import DocumentNotFound, KmserveError, ObjectStoreUnavailable
 from server.parts import Parts
 from server.transactions import overwrite_deleted, reading, writing
 
@@ -57,9 +57,9 @@ async def _erase(parts: Parts, doomed: Doomed) -> bool:
     """Whether nothing is left. The rows stay until then, and with them the memory that there is something to do."""
     try:
         without_vectors = await _erase_vectors(parts, doomed)
-        await asyncio.to_thread(_erase_files, parts, doomed)
+        without_files = await asyncio.to_thread(_erase_files, parts, doomed)
         _evict(parts, doomed)
-        complete = await writing(parts.database, _erase_rows, doomed, without_vectors)
+        complete = await writing(parts.database, _erase_rows, doomed, without_vectors and without_files)
         await overwrite_deleted(parts.database)
         return complete
     except (OSError, SQLAlchemyError):
@@ -77,10 +77,21 @@ async def _erase_vectors(parts: Parts, doomed: Doomed) -> bool:
     return True
 
 
-def _erase_files(parts: Parts, doomed: Doomed) -> None:
+def _erase_files(parts: Parts, doomed: Doomed) -> bool:
+    """False while the object store is not there."""
     parts.blobs.delete_prefix(f"{doomed.tenant_id}/{doomed.document_id}")
-    parts.modules.delete_document(doomed.tenant_id, doomed.document_id)
+    without_modules = _erase_modules(parts, doomed)
     shutil.rmtree(parts.settings.root / "work" / doomed.tenant_id / doomed.document_id, ignore_errors=True)
+    return without_modules
+
+
+def _erase_modules(parts: Parts, doomed: Doomed) -> bool:
+    try:
+        parts.modules.delete_document(doomed.tenant_id, doomed.document_id)
+    except ObjectStoreUnavailable as error:
+        logger.warning("the objects of %s are deleted later: %s", doomed.document_id, error.code)
+        return False
+    return True
 
 
 def _evict(parts: Parts, doomed: Doomed) -> None:
@@ -119,12 +130,12 @@ def _doomed(session: Session, tenant_id: str, document_id: str, deleted_at: floa
     return Doomed(tenant_id=tenant_id, document_id=document_id, deleted_at=deleted_at, removed=removed)
 
 
-def _erase_rows(session: Session, doomed: Doomed, without_vectors: bool) -> bool:
+def _erase_rows(session: Session, doomed: Doomed, nothing_else: bool) -> bool:
     """Passages at once; the rest when nothing else is left and no job runs any more, for a running one may still write files."""
     tenant_id, document_id = doomed.tenant_id, doomed.document_id
     session.execute(sqlalchemy.delete(Passage).where(Passage.tenant_id == tenant_id, Passage.document_id == document_id))
     running = select(Job.id).where(Job.tenant_id == tenant_id, Job.document_id == document_id, Job.state == JobState.RUNNING)
-    if not without_vectors or session.scalar(running.limit(1)) is not None:
+    if not nothing_else or session.scalar(running.limit(1)) is not None:
         return False
     session.execute(sqlalchemy.delete(Module).where(Module.tenant_id == tenant_id, Module.document_id == document_id))
     session.execute(sqlalchemy.delete(Job).where(Job.tenant_id == tenant_id, Job.document_id == document_id))

@@ -49,11 +49,14 @@ async def _standing(parts: Parts, tenant_id: str, found: Found) -> Standing | Km
     try:
         models = parts.models.get()
         vectors = await models.index.count(tenant_id, found.document.id)
+        files = found.module is not None and await asyncio.to_thread(_has_files, parts, tenant_id, found.document.id, found.module)
     except KmserveError as error:
         return error
-    path = None if found.module is None else parts.modules.path(tenant_id, found.document.id, found.module.digest)
-    files = path is not None and await asyncio.to_thread(path.exists)
     return Standing(fingerprint=models.base_fingerprint, vectors=vectors, files=files)
+
+
+def _has_files(parts: Parts, tenant_id: str, document_id: str, module: Module) -> bool:
+    return parts.modules.has(parts.modules.path(tenant_id, document_id, module.digest), module.manifest_sha256)
 
 
 def _retry(session: Session, tenant_id: str, document_id: str, standing: Standing | KmserveError, max_attempts: int) -> Found:

@@ -40,16 +40,23 @@ MOST_LOGPROBS = 20
 
 class BatchEngine:
     def __init__(
-        self, base: BaseModel, options: EngineOptions, read: Read = read_artefact, wake: Callable[[], None] = lambda: None
+        self,
+        base: BaseModel,
+        options: EngineOptions,
+        read: Read = read_artefact,
+        wake: Callable[[], None] = lambda: None,
+        below: Read | None = None,
     ) -> None:
-        """Holds the model until `close`. Raises ValueError for a model that the engine cannot serve."""
+        """Holds the model until `close`. `below` reads artefacts that are not on the disk. Raises ValueError for a model that the engine
+        cannot serve."""
         self.base = base
         self.options = options
         self.limit = min(base.context_limit, options.kv_tokens)
         self._vocabulary = int(base.model.config.get_text_config().vocab_size)
         self.runner = Runner(base, options)
         self.adapters = AdapterPool(self.runner.modules, self.runner.extractors)
-        self.host = HostCache(loader(base, self.runner.layers, options.max_rank, read), options.host_bytes)
+        load = partial(loader, base, self.runner.layers, options.max_rank)
+        self.host = HostCache(load(read), options.host_bytes, None if below is None else load(below))
         self.scheduler = Scheduler(options, self.adapters, KvCache(options.kv_tokens, keep=self.runner.decoding is not None), self._fetch)
         self._counts = {"steps": 0.0, "step_seconds": 0.0, "prompt_tokens": 0.0, "generated_tokens": 0.0, "ended": 0.0, "failed": 0.0}
         self._wake = wake

@@ -34,11 +34,13 @@ _PATIENCE_SECONDS = 0.5
 class EmbeddedEngine:
     """Implements `Engine`. Holds the model from construction until `drain` has put it back as it was."""
 
-    def __init__(self, base: BaseModel, *, options: EngineOptions | None = None, read: Read = read_artefact) -> None:
+    def __init__(
+        self, base: BaseModel, *, options: EngineOptions | None = None, read: Read = read_artefact, below: Read | None = None
+    ) -> None:
         self._options = options or EngineOptions()
         self._mailbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._outbox = Outbox()
-        self._batch = apart(BatchEngine, base, self._options, read, wake=self._wake)
+        self._batch = apart(BatchEngine, base, self._options, read, wake=self._wake, below=below)
         self._accepting = False
         self._gate = Lock()
         self._thread = Thread(target=self._run, name="engine", daemon=True)

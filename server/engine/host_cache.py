@@ -2,7 +2,8 @@
 
 Loads run on threads of their own, one per artefact however many ask at once. Least recently used adapters leave when the budget of
 bytes is exceeded; whoever still holds one keeps it alive, and meanwhile nobody reads it a second time. A failed load is forgotten, so
-the next request tries again. Knows nothing of slots or requests; any thread may call it.
+the next request tries again. What is not on the disk, or damaged there, is loaded from below it where there is such a tier, on other
+threads: a slow object store holds up no load from the disk. Knows nothing of slots or requests; any thread may call it.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ import torch
 from server.engine.adapter_bank import Product
 from server.engine.apart import apart
 from server.engine.request import ArtefactRef, Scope
-from server.errors import EngineStopped, ModuleMissing
+from server.errors import EngineStopped, ModuleCorrupt, ModuleMissing
 
 LOADERS = 2
+FETCHERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +61,14 @@ class HostAdapter:
 
 
 Load = Callable[[ArtefactRef], HostAdapter]
+Outcome = HostAdapter | Exception
 
 
 class HostCache:
-    def __init__(self, load: Load, budget: int) -> None:
+    def __init__(self, load: Load, budget: int, below: Load | None = None) -> None:
+        """`load` reads from the disk, `below` from what lies below it."""
         self._load = load
+        self._below = below
         self._budget = budget
         self._lock = Lock()
         self._kept: OrderedDict[AdapterKey, HostAdapter] = OrderedDict()
@@ -74,7 +79,8 @@ class HostCache:
         self._loading: dict[AdapterKey, Future[HostAdapter]] = {}
         self._in_flight = 0
         self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="adapter-load", initializer=_alone)
-        names = ("hits", "misses", "evictions", "loads", "load_failures", "load_seconds", "absent")
+        self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="adapter-fetch", initializer=_alone)
+        names = ("hits", "misses", "evictions", "loads", "load_failures", "load_seconds", "found", "absent")
         self._counts = dict.fromkeys(names, 0.0)
 
     def fetch(self, ref: ArtefactRef) -> Future[HostAdapter]:
@@ -109,13 +115,14 @@ class HostCache:
             return frozenset(key.directory for key in self._alive)
 
     def stats(self) -> dict[str, float]:
-        """`absent` are loads that failed because the artefact was not on the disk."""
+        """`found` are loads from the disk; `absent` those that did not find the artefact there."""
         with self._lock:
             now = {"bytes": self._bytes, "adapters": len(self._kept), "loading": self._in_flight}
             return {**self._counts, **{name: float(value) for name, value in now.items()}}
 
     def close(self) -> None:
-        self._loaders.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._loaders, self._fetchers):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _find(self, ref: ArtefactRef) -> tuple[Future[HostAdapter], bool]:
         """The adapter's future, and whether it was here already."""
@@ -138,30 +145,41 @@ class HostCache:
         return future, False
 
     def _run(self, key: AdapterKey, ref: ArtefactRef, future: Future[HostAdapter]) -> None:
+        """Load from the disk, or have it loaded from below it."""
         started = time.perf_counter()
+        outcome = _tried(self._load, ref)
+        missed = isinstance(outcome, ModuleMissing | ModuleCorrupt)
+        with self._lock:
+            self._counts["found"] += isinstance(outcome, HostAdapter)
+            self._counts["absent"] += isinstance(outcome, ModuleMissing) or (missed and self._below is not None)
+        if self._below is None or not missed:
+            self._settle(key, future, outcome, time.perf_counter() - started)
+            return
         try:
-            adapter = self._load(ref)
-        except Exception as error:
-            _let_go(error)
-            self._settle(key, future, error, time.perf_counter() - started)
-            future.set_exception(error)
-        else:
-            self._settle(key, future, adapter, time.perf_counter() - started)
-            future.set_result(adapter)
+            self._fetchers.submit(self._run_below, self._below, key, ref, future, outcome)
+        except RuntimeError:  # shut down
+            self._settle(key, future, outcome, time.perf_counter() - started)
 
-    def _settle(self, key: AdapterKey, future: Future[HostAdapter], outcome: HostAdapter | Exception, seconds: float) -> None:
-        failed = isinstance(outcome, Exception)
+    def _run_below(self, below: Load, key: AdapterKey, ref: ArtefactRef, future: Future[HostAdapter], missed: Outcome) -> None:
+        started = time.perf_counter()
+        outcome = _tried(below, ref)
+        # What is damaged on the disk and nowhere else is damaged, not missing.
+        self._settle(key, future, missed if isinstance(outcome, ModuleMissing) else outcome, time.perf_counter() - started)
+
+    def _settle(self, key: AdapterKey, future: Future[HostAdapter], outcome: Outcome, seconds: float) -> None:
         with self._lock:
             self._in_flight -= 1
-            self._counts["load_failures" if failed else "loads"] += 1
-            self._counts["absent"] += isinstance(outcome, ModuleMissing)
+            self._counts["load_failures" if isinstance(outcome, Exception) else "loads"] += 1
             self._counts["load_seconds"] += seconds
-            if self._loading.get(key) is not future:
-                return
-            del self._loading[key]
-            if isinstance(outcome, HostAdapter):
-                self._alive[key] = outcome
-                self._keep(outcome)
+            if self._loading.get(key) is future:
+                del self._loading[key]
+                if isinstance(outcome, HostAdapter):
+                    self._alive[key] = outcome
+                    self._keep(outcome)
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
 
     def _keep(self, adapter: HostAdapter) -> None:
         """As the most recently used; one larger than the whole budget drives nothing out and is not kept."""
@@ -179,6 +197,14 @@ class HostCache:
         adapter = self._kept.pop(key, None)
         if adapter is not None:
             self._bytes -= adapter.nbytes
+
+
+def _tried(load: Load, ref: ArtefactRef) -> Outcome:
+    try:
+        return load(ref)
+    except Exception as error:
+        _let_go(error)
+        return error
 
 
 def _let_go(error: BaseException) -> None:

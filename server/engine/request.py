@@ -25,6 +25,8 @@ class Tier(StrEnum):
     DEVICE = "device"
     HOST = "host"
     DISK = "disk"
+    STORE = "store"
+    """The object store below the disk."""
 
 
 class FinishReason(StrEnum):

@@ -55,6 +55,8 @@ class Doctor:
 async def examine(parts: Parts) -> Examined:
     required = {"database": _database(parts), "index": _index(parts), "engine": _engine(parts)}
     checks = {**required, "broker": _broker(parts.settings)}
+    if parts.settings.object_store is not None:
+        checks["object_store"] = _object_store(parts)
     errors = dict(zip(checks, await asyncio.gather(*map(_error_of, checks, checks.values())), strict=True))
     healths = {name: _health(error, name in required) for name, error in errors.items()}
     wrong = [error for name, error in errors.items() if error is not None and name in required]
@@ -102,6 +104,10 @@ async def _engine(parts: Parts) -> None:
     except TimeoutError:
         if models.engine.stats() == before:
             raise Unavailable("the engine makes no progress") from None
+
+
+async def _object_store(parts: Parts) -> None:
+    await asyncio.to_thread(parts.modules.below, _TENANT)
 
 
 async def _broker(settings: Settings) -> None:

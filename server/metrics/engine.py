@@ -1,7 +1,8 @@
 """The engine's own counts as Prometheus metrics: `stats()` in, families out. Knows no engine; a count that it does not give is left out.
 
 A tier's hits and misses are of requests that look for a module there, the device first; what is missed on one tier is looked for on the
-next. Its loads bring a module into it from the tier below. The disk has none: what is not there is not anywhere yet.
+next. Its loads bring a module into it from the tier below. Those of the disk, its evictions and the tier `store` are there where an
+object store is.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ def _both(name: str) -> dict[str, str]:
     return {"device": f"slot_{name}", "host": f"host_{name}"}
 
 
+def _three(name: str) -> dict[str, str]:
+    return {**_both(name), "disk": f"disk_{name}"}
+
+
 COUNTS: Final = (
     _Count(name="kmserve_engine_steps_total", about="Forward passes over a batch.", stat="steps"),
     _Count(name="kmserve_engine_step_seconds_total", about="Seconds spent in them.", stat="step_seconds"),
@@ -61,12 +66,20 @@ COUNTS: Final = (
     _Count(name="kmserve_prefix_stored_tokens_total", about="Tokens put into the prefix cache.", stat="prefix_stored_tokens"),
     _Count(name="kmserve_prefix_evicted_tokens_total", about="Tokens driven out of it for others.", stat="prefix_evicted_tokens"),
     _Count(name="kmserve_prefix_bytes", about="Memory taken by the prefix cache.", stat="prefix_bytes"),
-    _Count(name="kmserve_tier_hits_total", about="Found on this tier.", stat={**_both("hits"), "disk": "host_loads"}),
-    _Count(name="kmserve_tier_misses_total", about="Not found on this tier.", stat={**_both("misses"), "disk": "host_absent"}),
-    _Count(name="kmserve_tier_evictions_total", about="Driven out for others.", stat=_both("evictions")),
+    _Count(
+        name="kmserve_tier_hits_total",
+        about="Found on this tier.",
+        stat={**_both("hits"), "disk": "host_found", "store": "disk_loads"},
+    ),
+    _Count(
+        name="kmserve_tier_misses_total",
+        about="Not found on this tier.",
+        stat={**_both("misses"), "disk": "host_absent", "store": "store_misses"},
+    ),
+    _Count(name="kmserve_tier_evictions_total", about="Driven out for others.", stat=_three("evictions")),
     _Count(name="kmserve_tier_bytes", about="Bytes of adapters on this tier.", stat={**_both("bytes"), "disk": "disk_bytes"}),
-    _Count(name="kmserve_tier_loads_in_flight", about="Loads into this tier under way or queued.", stat=_both("loading")),
-    _Count(name="kmserve_tier_load_failures_total", about="Loads into this tier that failed.", stat=_both("load_failures")),
+    _Count(name="kmserve_tier_loads_in_flight", about="Loads into this tier under way or queued.", stat=_three("loading")),
+    _Count(name="kmserve_tier_load_failures_total", about="Loads into this tier that failed.", stat=_three("load_failures")),
 )
 LOAD_SECONDS: Final = "kmserve_tier_load_seconds"
 
@@ -84,8 +97,8 @@ class Counts(Collector):
 
     def _load_seconds(self) -> Metric:
         family = SummaryMetricFamily(LOAD_SECONDS, "Loads into this tier, failed ones included, and their seconds.", labels=["tier"])
-        for tier, (done, seconds) in {"device": ("slot_misses", "slot_load_seconds"), "host": ("host_loads", "host_load_seconds")}.items():
+        done = {"device": ("slot_misses",), "host": ("host_loads", "host_load_failures"), "disk": ("disk_loads", "disk_load_failures")}
+        for tier, seconds in _three("load_seconds").items():
             if seconds in self._stats:
-                failed = self._stats["host_load_failures"] if tier == "host" else 0.0  # a slot's misses include them
-                family.add_metric([tier], int(self._stats[done] + failed), self._stats[seconds])
+                family.add_metric([tier], int(sum(self._stats[name] for name in done[tier])), self._stats[seconds])
         return family

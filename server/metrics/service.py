@@ -28,7 +28,7 @@ class Meter:
         models = parts.models.peek()
         stats = {} if models is None else models.engine.stats()
         now = CollectorRegistry()
-        now.register(Counts({**stats, "disk_bytes": float(await self._on_disk(parts))}))
+        now.register(Counts({**stats, **parts.modules.stats(), "disk_bytes": float(await self._on_disk(parts))}))
         return generate_latest(self._requests.registry) + generate_latest(now)
 
     async def _on_disk(self, parts: Parts) -> int:

@@ -16,6 +16,7 @@ import re
 import shutil
 import time
 import uuid
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from server.modules.files import flush, flush_tree, make_durably, write_durably
@@ -61,6 +62,35 @@ class ModuleStore:
         """Like `publish`."""
         return _publish(staged, self.extractor_path(owner, digest))
 
+    def upload(self, staged: Path, target: Path) -> None:
+        """Bring a staged artefact to where other machines find it, before it is published at `target`: nothing to do, where the directory
+        is all there is. Raises ObjectStoreUnavailable."""
+
+    def withdraw(self, target: Path, manifest_sha256: str) -> None:
+        """Undo `upload` for an artefact that no row names."""
+
+    def ensure(self, directory: Path, manifest_sha256: str) -> None:
+        """Have an artefact on the disk for another process to read, if it is anywhere. Raises ObjectStoreUnavailable, OSError."""
+
+    def held(self, directory: Path) -> AbstractContextManager[None]:
+        """Around reading an artefact: nobody takes it from the disk to make room meanwhile."""
+        return nullcontext()
+
+    def has(self, directory: Path, manifest_sha256: str) -> bool:
+        """Whether there is such an artefact. Raises ObjectStoreUnavailable where that cannot be known."""
+        return directory.exists()
+
+    def below(self, tenant: str) -> frozenset[Path]:
+        """Places of the tenant's modules that can be fetched to the disk from below it. Raises ObjectStoreUnavailable."""
+        return frozenset()
+
+    def trim(self) -> None:
+        """Make room on a disk that is a cache."""
+
+    def drop(self, directory: Path) -> None:
+        """Remove a module or extractor from the disk alone."""
+        _remove(directory)
+
     def delete(self, tenant: str, document: str, digest: str) -> None:
         """Remove a module; nothing there is no error. A reader sees all of it or nothing at any time."""
         _remove(self.path(tenant, document, digest))
@@ -91,8 +121,11 @@ class ModuleStore:
 
     def size(self) -> int:
         """Bytes of all that is published, of all tenants: it looks at every file."""
-        published = (self._root / "tenants", self._root / "extractors")
-        return sum(_size(Path(folder, name)) for root in published for folder, _, names in os.walk(root) for name in names)
+        return sum(size_of(self._root / published) for published in ("tenants", "extractors"))
+
+    def stats(self) -> dict[str, float]:
+        """Counts of a disk that is a cache of something below it."""
+        return {}
 
     def _document(self, tenant: str, document: str) -> Path:
         return self._root / "tenants" / _name(tenant) / "documents" / _name(document)
@@ -126,6 +159,11 @@ def _publish(staged: Path, target: Path) -> Path:
         shutil.rmtree(staged)
     flush(target.parent)
     return target
+
+
+def size_of(directory: Path) -> int:
+    """Bytes of all files below it."""
+    return sum(_size(Path(folder, name)) for folder, _, names in os.walk(directory) for name in names)
 
 
 def _size(file: Path) -> int:

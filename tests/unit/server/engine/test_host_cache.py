@@ -9,25 +9,28 @@ import pytest
 
 from server.engine.host_cache import AdapterKey, HostAdapter, HostCache
 from server.engine.request import ArtefactRef, Scope
-from server.errors import ModuleCorrupt
+from server.errors import ModuleCorrupt, ModuleMissing
 
 SIZE = 100
 
 
 class SlowDisk:
-    """Loads that begin at once and end when `open` is set; digests in `broken` fail."""
+    """Loads that begin at once and end when `open` is set; digests in `broken` or `missing` fail."""
 
     def __init__(self) -> None:
         self.open = Event()
         self.open.set()
         self.loaded: list[str] = []
         self.broken: set[str] = set()
+        self.missing: set[str] = set()
 
     def load(self, ref: ArtefactRef) -> HostAdapter:
         self.loaded.append(ref.digest)
         assert self.open.wait(5)
         if ref.digest in self.broken:
             raise ModuleCorrupt("damaged")
+        if ref.digest in self.missing:
+            raise ModuleMissing("absent")
         return HostAdapter(key=AdapterKey.of(ref), scope=Scope.ALL, scaling=1.0, tensors=(), w_km=None, w_ke=None, nbytes=SIZE)
 
 
@@ -113,3 +116,90 @@ def test_evicting_during_a_load_serves_those_who_wait_and_keeps_nothing(cache: H
     assert waiting.result(5).key.digest == "a"
     cache.fetch(ref("a")).result(5)
     assert disk.loaded == ["a", "a"]
+
+
+class Below(SlowDisk):
+    """What lies below the disk; digests in `gone` are not there either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gone: set[str] = set()
+
+    def load(self, ref: ArtefactRef) -> HostAdapter:
+        if ref.digest in self.gone:
+            raise ModuleMissing("gone")
+        return super().load(ref)
+
+
+@pytest.fixture
+def below() -> Below:
+    return Below()
+
+
+@pytest.fixture
+def tiered(disk: SlowDisk, below: Below) -> Iterator[HostCache]:
+    cache = HostCache(disk.load, 9 * SIZE, below.load)
+    yield cache
+    below.open.set()
+    cache.close()
+
+
+def test_what_is_not_on_the_disk_comes_from_below_it_once(tiered: HostCache, disk: SlowDisk, below: Below) -> None:
+    disk.missing = {"b"}
+    below.open.clear()
+    futures = [tiered.fetch(ref(digest)) for digest in ("a", "b", "b")]
+    futures[0].result(5)
+    below.open.set()
+    assert futures[1].result(5) is futures[2].result(5)
+    assert (disk.loaded, below.loaded) == (["a", "b"], ["b"])
+    stats = tiered.stats()
+    assert (stats["found"], stats["absent"], stats["loads"], stats["load_failures"], stats["loading"]) == (1, 1, 2, 0, 0)
+
+
+def test_what_is_damaged_on_the_disk_comes_from_below_it(tiered: HostCache, disk: SlowDisk, below: Below) -> None:
+    disk.broken.add("a")
+    assert tiered.fetch(ref("a")).result(5).key.digest == "a"
+    assert tiered.stats()["absent"] == 1
+
+
+@pytest.mark.parametrize(("how", "error"), [("missing", ModuleMissing), ("broken", ModuleCorrupt)])
+def test_what_is_not_below_it_either_is_what_the_disk_said(
+    tiered: HostCache, disk: SlowDisk, below: Below, how: str, error: type[Exception]
+) -> None:
+    getattr(disk, how).add("a")
+    below.gone.add("a")
+    with pytest.raises(error):
+        tiered.fetch(ref("a")).result(5)
+    assert tiered.stats()["load_failures"] == 1
+    below.gone.clear()
+    assert tiered.fetch(ref("a")).result(5)
+
+
+def test_a_store_that_does_not_answer_holds_up_nothing_on_the_disk(tiered: HostCache, disk: SlowDisk, below: Below) -> None:
+    disk.missing = {f"slow-{number}" for number in range(20)}
+    below.open.clear()
+    slow = [tiered.fetch(ref(digest)) for digest in sorted(disk.missing)]
+    assert tiered.fetch(ref("a")).result(5)
+    assert not any(future.done() for future in slow)
+    assert tiered.stats()["loading"] == 20
+
+
+def test_what_fails_below_fails_those_who_asked_for_it_alone(tiered: HostCache, disk: SlowDisk, below: Below) -> None:
+    disk.missing = {"bad", "good"}
+    below.broken.add("bad")
+    bad, good = tiered.fetch(ref("bad")), tiered.fetch(ref("good"))
+    with pytest.raises(ModuleCorrupt):
+        bad.result(5)
+    assert good.result(5)
+
+
+def test_a_cache_that_was_closed_meanwhile_leaves_nobody_waiting(tiered: HostCache, disk: SlowDisk) -> None:
+    disk.missing = {"a"}
+    disk.open.clear()
+    future = tiered.fetch(ref("a"))
+    while not disk.loaded:
+        pass
+    tiered.close()
+    disk.open.set()
+    with pytest.raises(ModuleMissing):
+        future.result(5)

@@ -157,20 +157,29 @@ def test_an_engine_at_work_fills_every_family() -> None:
         if name == "absent":
             shelf.corrupt.add(name)
         answer(engine, tiny_request(name, tiny_prompt(1), ref, max_tokens=3))
-    stats = engine.stats() | {"disk_bytes": 5.0}
+    cache = {"evictions": 1.0, "loading": 2.0, "loads": 3.0, "load_failures": 4.0, "load_seconds": 5.0, "bytes": 5.0}
+    stats = engine.stats() | {f"disk_{name}": count for name, count in cache.items()} | {"store_misses": 6.0}
     engine.close()
     found = {(sample.name, sample.labels.get("tier")): sample.value for family in Counts(stats).collect() for sample in family.samples}
     wanted = {(count.name, tier) for count in COUNTS for tier in ([None] if isinstance(count.stat, str) else count.stat)}
-    sums = {(f"{LOAD_SECONDS}_{part}", tier) for part in ("count", "sum") for tier in ("device", "host")}
+    sums = {(f"{LOAD_SECONDS}_{part}", tier) for part in ("count", "sum") for tier in ("device", "host", "disk")}
     assert found.keys() == wanted | sums
     assert [found["kmserve_tier_hits_total", tier] for tier in ("device", "host", "disk")] == [1, 1, 2]
     assert [found["kmserve_tier_misses_total", tier] for tier in ("device", "host", "disk")] == [2, 3, 0]
     assert [found["kmserve_tier_evictions_total", tier] for tier in ("device", "host")] == [1, 1]
     assert [found["kmserve_tier_bytes", tier] for tier in ("device", "host", "disk")] == [artefact.nbytes, artefact.nbytes, 5]
-    assert [found[f"{LOAD_SECONDS}_count", tier] for tier in ("device", "host")] == [2, 3]
+    assert [found[f"{LOAD_SECONDS}_count", tier] for tier in ("device", "host", "disk")] == [2, 3, 7]
+    assert [found[f"kmserve_tier_{name}_total", "store"] for name in ("hits", "misses")] == [3, 6]
     assert [found["kmserve_tier_load_failures_total", tier] for tier in ("device", "host")] == [0, 1]
     assert found["kmserve_engine_failed_total", None] == 1
     assert found["kmserve_engine_generated_tokens_total", None] > 0
+
+
+async def test_without_an_object_store_nothing_is_loaded_into_the_disk(api: Api) -> None:
+    found = samples(await scraped(api))
+    tiers = {name: {dict(labels).get("tier") for key, labels in found if key == name} for name, _ in found if "tier" in name}
+    assert tiers.get("kmserve_tier_bytes") == {"disk"}
+    assert "kmserve_tier_evictions_total" not in tiers
 
 
 def test_every_metric_is_documented_and_every_documented_one_is_there() -> None:
