@@ -155,4 +155,3 @@ def _discard(database: SyncDatabase, store: ModuleStore, job: Job, target: Path)
                 store.drop(target)
     except (SQLAlchemyError, OSError):
         logger.warning("job %s: an unpublished artefact may be left behind; it goes with its document", job.id, exc_info=True)
-

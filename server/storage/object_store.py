@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -60,11 +60,12 @@ class StoredObjects:
         self._store = store
 
     def put(self, key: str, file: Path) -> None:
+        file.stat()  # one that is gone is no fault of the store's
         with _explained():
             obstore.put(self._store, key, file, max_concurrency=_PARTS)
 
     def get(self, key: str, file: Path) -> None:
-        with _explained():
+        with _explained(absent=FileNotFoundError(key)):
             chunks = iter(obstore.get(self._store, key).stream())
         with file.open("xb") as written:
             while True:
@@ -79,11 +80,8 @@ class StoredObjects:
             return [found["path"] for page in obstore.list(self._store, prefix=folder) for found in page]
 
     def delete(self, key: str) -> None:
-        with _explained():
-            try:
-                obstore.delete(self._store, key)
-            except FileNotFoundError:
-                return
+        with suppress(FileNotFoundError), _explained(absent=FileNotFoundError(key)):
+            obstore.delete(self._store, key)
 
 
 def open_modules(settings: Settings) -> ModuleStore:
@@ -130,12 +128,12 @@ def _options(settings: Settings) -> dict[str, Any]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """What obstore raises, as ours; FileNotFoundError is what it is."""
+def _explained(absent: FileNotFoundError | None = None) -> Iterator[None]:
+    """What obstore raises, as ours. What is not there is `absent`; without it, only the bucket can be what is not there."""
     try:
         yield
-    except FileNotFoundError:
-        raise
     except (BaseError, OSError) as error:
+        if absent is not None and isinstance(error, FileNotFoundError):
+            raise absent from error
         logger.warning("the object store failed: %s", str(error).partition("\n")[0])
         raise ObjectStoreUnavailable("the object store cannot be used; the server's log says why") from error
