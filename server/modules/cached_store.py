@@ -24,7 +24,7 @@ from server.errors import ObjectStoreUnavailable
 from server.modules.files import flush, flush_tree, make_durably
 from server.modules.manifest import DIGEST
 from server.modules.objects import Objects
-from server.modules.store import ModuleStore, size_of
+from server.modules.store import ModuleStore, clear_abandoned, size_of
 
 logger = logging.getLogger(__name__)
 
@@ -126,17 +126,28 @@ class CachedStore(ModuleStore):
 
     def trim(self) -> None:
         """Where the disk holds more than the budget, drive from it what was least recently read, until a tenth of the budget is free; but
-        nothing that is being read. What the object store does not have yet is brought there first; where that fails, it stays."""
-        with self._trimming:
-            sizes = {directory: size_of(directory) for directory in self.artefacts()}
-            self._room = self._budget - sum(sizes.values())
-            for directory in sorted(sizes, key=_last_read) if self._room < 0 else ():
-                try:
-                    self._room += sizes[directory] if self._evict(directory) else 0
-                except (ObjectStoreUnavailable, OSError):
-                    logger.warning("an artefact stays on the disk beyond its budget", exc_info=True)
-                if self._room >= self._budget // 10:
-                    return
+        nothing that is being read. What the object store does not have yet is brought there first; where that fails, all stay. What an
+        interrupted fetch or publication left long ago goes, too."""
+        if not self._trimming.acquire(blocking=False):
+            return
+        try:
+            for folder in self._root.glob("tenants/*/documents/*"):
+                clear_abandoned(folder)
+            self._make_room()
+        except (ObjectStoreUnavailable, OSError):
+            logger.warning("the disk keeps more than its budget for now", exc_info=True)
+        finally:
+            self._trimming.release()
+
+    def _make_room(self) -> None:
+        """One object store that does not answer is asked once: each time takes as long as its patience."""
+        sizes = {directory: size_of(directory) for directory in self.artefacts()}
+        self._room = self._budget - sum(sizes.values())
+        for directory in sorted(sizes, key=_last_read) if self._room < 0 else ():
+            with contextlib.suppress(FileNotFoundError):
+                self._room += sizes[directory] if self._evict(directory) else 0
+            if self._room >= self._budget // 10:
+                return
 
     def artefacts(self) -> list[Path]:
         """What is on the disk, in its place."""
@@ -182,10 +193,10 @@ class CachedStore(ModuleStore):
             self._objects.delete(key)
 
     def _evict(self, directory: Path) -> bool:
+        self._upload(directory, directory)
         with _locked(directory, fcntl.LOCK_EX) as alone:
             if not alone:
                 return False
-            self._upload(directory, directory)
             self.drop(directory)
         self._count(evictions=1)
         return True

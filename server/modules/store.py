@@ -47,7 +47,7 @@ class ModuleStore:
     def staging_extractor(self, owner: str) -> Path:
         """Like `staging`; what a crash left of earlier ones goes."""
         folder = self._root / "extractors" / _name(owner)
-        _clear_abandoned(folder)
+        clear_abandoned(folder)
         return _staging(folder)
 
     def publish(self, staged: Path, tenant: str, document: str, digest: str) -> Path:
@@ -86,6 +86,32 @@ class ModuleStore:
 
     def trim(self) -> None:
         """Make room on a disk that is a cache."""
+
+    def drop(self, directory: Path) -> None:
+        """Remove a module or extractor from the disk alone."""
+        _remove(directory)
+
+    def upload(self, staged: Path, target: Path) -> None:
+        """Bring a staged artefact to where other machines find it, before it is published at `target`: nothing to do, where the directory
+        is all there is. Raises ObjectStoreUnavailable."""
+
+    def withdraw(self, target: Path, manifest_sha256: str) -> None:
+        """Undo `upload` for an artefact that no row names."""
+
+    def ensure(self, directory: Path, manifest_sha256: str) -> None:
+        """Have an artefact on the disk for another process to read, if it is anywhere. Raises ObjectStoreUnavailable, OSError."""
+
+    def held(self, directory: Path) -> AbstractContextManager[None]:
+        """Around reading an artefact: nobody takes it from the disk to make room meanwhile."""
+        return nullcontext()
+
+    def has(self, directory: Path, manifest_sha256: str) -> bool:
+        """Whether there is such an artefact. Raises ObjectStoreUnavailable where that cannot be known."""
+        return directory.exists()
+
+    def below(self, tenant: str) -> frozenset[Path]:
+        """Places of the tenant's modules that can be fetched to the disk from below it. Raises ObjectStoreUnavailable."""
+        return frozenset()
 
     def drop(self, directory: Path) -> None:
         """Remove a module or extractor from the disk alone."""
@@ -141,7 +167,8 @@ def _staging(folder: Path) -> Path:
     return staged
 
 
-def _clear_abandoned(folder: Path) -> None:
+def clear_abandoned(folder: Path) -> None:
+    """Remove what was staged in it long ago and never published."""
     for staged in folder.glob(f"{_STAGED}*"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - staged.stat().st_mtime > _ABANDONED_SECONDS:

@@ -14,9 +14,10 @@ from server.errors import JobLost, ObjectStoreUnavailable
 from server.modules.cached_store import CachedStore
 from tests.support.object_stores import FaultyObjects, replica
 from tests.support.rows import expire_lease
-from tests.support.training_rig import FakeArtefact, Rig, fake_artefact, make_rig
+from tests.support.training_rig import FakeArtefact, Rig, fake_artefact, fake_extractor, make_rig
 from worker.events import Result
 from worker.publish import publish
+from worker.publish_extractor import publish_extractor
 
 
 @pytest.fixture
@@ -122,3 +123,28 @@ def test_a_job_that_could_not_be_published_is_tried_again(rig: Rig, tmp_path: Pa
     worker.work()
     job = rig.job(job_id)
     assert (job.state, job.error and job.error["code"]) == (JobState.QUEUED, "object_store_unavailable")
+
+
+def put_extractor(rig: Rig, store: CachedStore, job: Job, made: FakeArtefact) -> Job:
+    proof = {"digest": made.digest, "manifest_sha256": made.manifest_sha256, "composition": made.composition}
+    result = Result(artefact="artefact", gate={"passed": True}, **proof)
+    return publish_extractor(rig.database, store, job, made.directory, result, max_attempts=3)
+
+
+def test_an_extractor_is_where_another_machine_finds_it(rig: Rig, store: CachedStore, objects: FaultyObjects, tmp_path: Path) -> None:
+    rig.train_extractor([])
+    assert put_extractor(rig, store, rig.claim(), fake_extractor(tmp_path)).state == JobState.SUCCEEDED
+    (row,) = rig.extractors()
+    there = replica(tmp_path / "there", objects)
+    place = there.extractor_path(row.owner, row.composition_digest)
+    there.ensure(place, row.manifest_sha256)
+    assert (place / "composition.safetensors").is_file()
+
+
+def test_an_extractor_that_is_turned_away_is_withdrawn(rig: Rig, store: CachedStore, objects: FaultyObjects, tmp_path: Path) -> None:
+    rig.train_extractor([])
+    job = rig.claim()
+    with rig.database.write() as session:
+        jobs.request_cancel(session, job.tenant_id, job.id)
+    assert put_extractor(rig, store, job, fake_extractor(tmp_path)).state == JobState.CANCELLED
+    assert objects.list("") == []

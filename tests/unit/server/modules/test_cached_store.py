@@ -227,14 +227,23 @@ def test_what_is_being_read_stays(tmp_path: Path, objects: FaultyObjects) -> Non
 
 def test_what_is_not_uploaded_is_uploaded_before_it_leaves(tmp_path: Path, there: CachedStore, objects: FaultyObjects) -> None:
     store = replica(tmp_path / "small", objects, budget=0)
-    store.publish(staged(store), TENANT, DOCUMENT, DIGESTS[0])
+    for number in range(2):
+        store.publish(staged(store), TENANT, DOCUMENT, DIGESTS[number])
     objects.down = True
     store.trim()
-    assert on_disk(store) == [0]
+    assert on_disk(store) == [0, 1]
+    assert len(objects.asked) == 1, "one that does not answer is not asked again for each artefact"
     objects.down = False
     store.trim()
     assert on_disk(store) == []
     assert fetch(there).is_dir()
+
+
+def test_what_an_interrupted_fetch_left_goes_when_it_is_old(here: CachedStore) -> None:
+    fresh, old = here.staging(TENANT, DOCUMENT), here.staging(TENANT, DOCUMENT)
+    os.utime(old, (0, 0))
+    here.trim()
+    assert (fresh.exists(), old.exists()) == (True, False)
 
 
 def test_an_extractor_goes_the_same_way(here: CachedStore, there: CachedStore, objects: FaultyObjects) -> None:
