@@ -1,9 +1,11 @@
-"""Measurements behind choices of the engine on a CPU: how thin products are laid out, one team of threads, blocks copied between rows.
+"""Measurements behind choices of the engine on a CPU: layout of thin products, one team of threads, copied blocks, `torch.compile`.
 
-    python -m benchmarks.engine_choices --json OUT [--threads N]
+    python -m benchmarks.engine_choices --json OUT [--threads N] [--parts A,B,...]
 
-OUT gets {"thin": [{"rows", "layer", "linear_us", "thin_us"}], "teams": {"alone_ms", "second_team_ms"}, "copies": {"tokens", "read_ms"}}:
-the best of several rounds, but of `teams` the median step of 16 requests over SmolLM2. About two minutes.
+OUT gets {"thin": [{"rows", "layer", "linear_us", "thin_us"}], "teams": {"alone_ms", "second_team_ms"}, "copies": {"tokens", "read_ms"},
+"compile": {"steps": [{"scenario", "requests", "compile_s", "present_ms", "layers_ms", "fixed_ms", "compiled_ms"}]}}: the best of several
+rounds, but of `teams` and `compile` the median step over SmolLM2. Two minutes without `compile`, which takes two or three a cell and says
+under `skipped` where there is no C++ compiler.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.engine_compile import CELLS, Cell, compiled_steps
 from server.engine.apart import apart
 from server.engine.base_model import DEFAULT_BASE, BaseModel, load_base, prepare_base
 from server.engine.batch_engine import BatchEngine
@@ -46,13 +49,19 @@ BEYOND_CACHE = 80_000_000
 """Bytes of copies of a layer that take turns, so that weights come from memory as they do in a model."""
 REQUESTS, PROMPT_TOKENS, STEPS = 16, 128, 16
 COPIED_TOKENS = 512
+PARTS = ("thin", "teams", "copies", "compile")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine_choices", description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, metavar="OUT", help="where the report goes")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="default: all cores")
+    parser.add_argument("--cells", type=_cells, default=CELLS, metavar="S:N,...", help="of compile alone: base:1,km:16")
+    parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B,...", help="default: all of %(default)s")
     arguments = parser.parse_args()
+    chosen = arguments.parts.split(",")
+    if unknown := sorted(set(chosen) - set(PARTS)):
+        parser.error(f"--parts: {', '.join(unknown)} is none of {', '.join(PARTS)}")
     torch.set_num_threads(1)
     apart(torch.set_num_threads, arguments.threads)
     report: dict[str, Any] = {"threads": arguments.threads, "torch": torch.__version__}
@@ -60,10 +69,11 @@ def main() -> None:
         "thin": partial(apart, thin_products),
         "teams": partial(teams, arguments.threads),
         "copies": partial(apart, copies),
+        "compile": partial(compiling, arguments.threads, arguments.cells),
     }
-    for name, measure in parts.items():
+    for name in chosen:
         print(f"{name} ...", flush=True)
-        report[name] = measure()
+        report[name] = parts[name]()
         print(json.dumps(report[name], indent=1), flush=True)
     arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
@@ -83,12 +93,15 @@ def thin_products() -> list[dict[str, Any]]:
 
 def teams(threads: int) -> dict[str, float]:
     """A step of the engine on a thread of its own; then with another thread alive that has computed in parallel and does nothing."""
-    base = apart(load_base, prepare_base(DEFAULT_BASE, MODELS.expanduser()), device="cpu", dtype="float32")
-    base = replace(base, eos_ids=frozenset())
+    base = _endless_base()
     alone = apart(_step, base, threads)
     torch.set_num_threads(threads)
     torch.ones(512, 512) @ torch.ones(512, 512)  # this thread has a team from now on
     return {"alone_ms": alone, "second_team_ms": apart(_step, base, threads)}
+
+
+def compiling(threads: int, cells: Sequence[Cell]) -> dict[str, Any]:
+    return apart(compiled_steps, _endless_base(), threads, cells)
 
 
 def copies() -> dict[str, float]:
@@ -106,6 +119,16 @@ def copies() -> dict[str, float]:
     keys = [number.to_bytes(4, "little") for number in range(COPIED_TOKENS // prefixes.block)]
     prefixes.write(keys, source, 0, "benchmark")
     return {"tokens": COPIED_TOKENS, "read_ms": round(1e3 * min(_seconds(lambda: prefixes.read(keys, target, 0)) for _ in range(20)), 2)}
+
+
+def _cells(text: str) -> tuple[Cell, ...]:
+    return tuple((scenario, int(requests)) for scenario, _, requests in (cell.partition(":") for cell in text.split(",")))
+
+
+def _endless_base() -> BaseModel:
+    """Its answers do not end by themselves."""
+    base = apart(load_base, prepare_base(DEFAULT_BASE, MODELS.expanduser()), device="cpu", dtype="float32")
+    return replace(base, eos_ids=frozenset())
 
 
 def _step(base: BaseModel, threads: int) -> float:
