@@ -1,4 +1,4 @@
-# make demo | up | test | test-full | lint | check | openapi | lock | coverage | clean
+# make demo | up | test | test-full | lint | check | gpu | openapi | lock | coverage | clean
 #
 # Each target makes .venv and installs what is missing first. PYTHON names the interpreter that .venv is made with; TORCH_ARGS are
 # further arguments for pip when it installs torch, for example an index of CPU wheels:
@@ -24,7 +24,7 @@ SOURCES := server worker benchmarks clients/python/src scripts deploy tests
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help install demo up test test-unit test-rest test-full lint lint-format lint-ruff lint-types lint-imports lint-tenants check openapi lock coverage clean
+.PHONY: help install demo up test test-unit test-rest test-full lint lint-format lint-ruff lint-types lint-imports lint-tenants check gpu openapi lock coverage clean
 
 help:
 	@sed -n '1,6s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -68,6 +68,14 @@ lint-tenants: install
 
 check: install
 	@$(PHASE) "all checks" $(MAKE) --no-print-directory lint test
+
+# The figures of docs/gpu.md, on a machine with a GPU; the last one where FAIRYTALEQA names the data set's folder.
+gpu: install
+	@$(PHASE) "exactness on CUDA" env KMSERVE_TEST_DEVICE=cuda $(PYTEST) tests/unit/server/engine/test_engine_exactness.py
+	@$(PHASE) "speed of serving" $(BIN)/python -m benchmarks.serving --suite full --device cuda --json serving-gpu.json
+	@$(PHASE) "demo" env KMSERVE_DEVICE=cuda $(BIN)/kmserve demo
+	@test -z "$(FAIRYTALEQA)" || $(PHASE) "closed book" env KMSERVE_DEVICE=cuda $(BIN)/python -m benchmarks.closed_book \
+		--data "$(FAIRYTALEQA)" --split val --stories 23 --preset paper --json closed-book-gpu.json
 
 openapi: install
 	@$(BIN)/python -m server.openapi > docs/openapi.json

@@ -147,6 +147,7 @@ class BatchEngine:
             "running": float(len(self.scheduler.running)),
             "kv_tokens_reserved": float(self.scheduler.cache.reserved),
             "load_wait_seconds": self.scheduler.load_wait,
+            **self.runner.stats(),
             **{f"prefix_{name}": value for name, value in self.scheduler.prefixes.stats().items()},
             **self.adapters.stats(),
             **{f"host_{name}": value for name, value in self.host.stats().items()},

@@ -68,6 +68,11 @@ class Runner:
         routed_lora.uninstall(self.base.model, {**self.layers, **self._heads})
         self.base.model.set_attn_implementation(self._own_attention)
 
+    def stats(self) -> dict[str, float]:
+        """Of decoding in fixed shapes: shapes recorded, steps replayed, and whether it was given up."""
+        names = ("recorded", "replayed", "failed")
+        return {f"decode_{name}": float(getattr(self.decoding, name)) for name in names} if self.decoding else {}
+
     def run(self, works: Sequence[Work]) -> Tensor:
         """Logits `[N, vocabulary]`: each work's wanted positions, in order."""
         spans = list(_spans(works))

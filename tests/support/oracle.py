@@ -75,7 +75,9 @@ class Oracle:
 
     @torch.no_grad()
     def _feed(self, cache: DynamicCache, ids: Sequence[int]) -> Tensor:
-        logits: Tensor = self._model(input_ids=torch.tensor([list(ids)]), past_key_values=cache, use_cache=True).logits[0]
+        logits: Tensor = self._model(
+            input_ids=torch.tensor([list(ids)], device=self._base.device), past_key_values=cache, use_cache=True
+        ).logits[0]
         return logits
 
     def _activate(self, artefacts: list[Artefact]) -> None:

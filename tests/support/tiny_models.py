@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,8 @@ from server.modules.composition import Composition
 from server.modules.manifest import ArtefactKind, Manifest
 from tests.support.byte_tokenizer import byte_tokenizer as byte_tokenizer
 
+DEVICE = os.environ.get("KMSERVE_TEST_DEVICE", "cpu")
+"""Of the models, for the tests that `make gpu` runs on CUDA."""
 WINDOW = 8
 """Sliding window of the models that have one: shorter than the prompts of the tests."""
 BYTES = 256
@@ -89,7 +92,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 def tiny_base(family: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0) -> BaseModel:
     torch.manual_seed(seed)
     model = FAMILIES[family]()
-    nn.Module.to(model, dtype=dtype)
+    nn.Module.to(model, device=DEVICE, dtype=dtype)
     model.eval()  # type: ignore[no-untyped-call]
     return base_of(model.requires_grad_(False))
 
@@ -100,7 +103,7 @@ def base_of(model: PreTrainedModel) -> BaseModel:
         model=model,
         tokenizer=byte_tokenizer(),
         fingerprint=FINGERPRINT,
-        device=torch.device("cpu"),
+        device=model.device,
         dtype=model.dtype,
         eos_ids=frozenset({EOS}),
         context_limit=context_limit(model.config),

@@ -80,3 +80,14 @@ def test_every_check_is_a_phase_and_so_is_their_whole(tmp_path: Path) -> None:
     lint = ["ruff format", "ruff check", "mypy", "import contracts", "tenant lint"]
     assert [name for name in phases if "install" not in name] == ["virtual environment", *lint, "unit tests", REST]
     assert lines[-1].startswith("<== all checks: ")
+
+
+def test_figures_on_a_gpu_are_one_command_and_those_of_a_data_set_want_it(tmp_path: Path) -> None:
+    def phases(*arguments: str) -> list[str]:
+        lines = planned("gpu", f"VENV={tmp_path}/venv", *arguments)
+        return [line.split('"')[1] for line in lines if "scripts/phase" in line and "install" not in line]
+
+    always = ["virtual environment", "exactness on CUDA", "speed of serving", "demo"]
+    assert phases()[: len(always)] == always
+    assert 'test -z ""' in "\n".join(planned("gpu", f"VENV={tmp_path}/venv"))
+    assert '--data "stories"' in "\n".join(planned("gpu", f"VENV={tmp_path}/venv", "FAIRYTALEQA=stories"))

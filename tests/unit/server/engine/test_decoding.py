@@ -68,6 +68,7 @@ def test_a_shape_is_recorded_once_and_replayed(make: Make, oracle: Oracle) -> No
     recorded, replayed = decoding.recorded, decoding.replayed
     assert recorded == 1
     assert replayed == 4
+    assert engine.stats().items() >= {"decode_recorded": 1.0, "decode_replayed": 4.0, "decode_failed": 0.0}.items()
     ask(engine, range(3, 6))
     assert (decoding.recorded, decoding.replayed) == (recorded, 2 * replayed + 1)
 

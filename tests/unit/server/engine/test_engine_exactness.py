@@ -130,6 +130,7 @@ def run_mixed(zoo: Zoo, options: EngineOptions, monkeypatch: pytest.MonkeyPatch)
                 engine.wait_for_load(1.0)
     finally:
         engine.close()
+    assert not engine.stats().get("decode_failed")
     return [
         Told(sequence.request.prompt, wardrobe, tuple(sequence.tokens[len(sequence.request.prompt) :]), torch.stack(recorded[str(number)]))
         for number, (sequence, wardrobe) in enumerate(zip(sequences, zoo.wardrobes, strict=True))
