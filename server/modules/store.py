@@ -91,32 +91,6 @@ class ModuleStore:
         """Remove a module or extractor from the disk alone."""
         _remove(directory)
 
-    def upload(self, staged: Path, target: Path) -> None:
-        """Bring a staged artefact to where other machines find it, before it is published at `target`: nothing to do, where the directory
-        is all there is. Raises ObjectStoreUnavailable."""
-
-    def withdraw(self, target: Path, manifest_sha256: str) -> None:
-        """Undo `upload` for an artefact that no row names."""
-
-    def ensure(self, directory: Path, manifest_sha256: str) -> None:
-        """Have an artefact on the disk for another process to read, if it is anywhere. Raises ObjectStoreUnavailable, OSError."""
-
-    def held(self, directory: Path) -> AbstractContextManager[None]:
-        """Around reading an artefact: nobody takes it from the disk to make room meanwhile."""
-        return nullcontext()
-
-    def has(self, directory: Path, manifest_sha256: str) -> bool:
-        """Whether there is such an artefact. Raises ObjectStoreUnavailable where that cannot be known."""
-        return directory.exists()
-
-    def below(self, tenant: str) -> frozenset[Path]:
-        """Places of the tenant's modules that can be fetched to the disk from below it. Raises ObjectStoreUnavailable."""
-        return frozenset()
-
-    def drop(self, directory: Path) -> None:
-        """Remove a module or extractor from the disk alone."""
-        _remove(directory)
-
     def delete(self, tenant: str, document: str, digest: str) -> None:
         """Remove a module; nothing there is no error. A reader sees all of it or nothing at any time."""
         _remove(self.path(tenant, document, digest))
