@@ -13,8 +13,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PHASE := scripts/phase
 INSTALLED := $(VENV)/.installed
 
-# The checks reach no model hub. Each of their many processes reads compiled files that others wrote.
-TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE=
+# Modules are compiled where they are first used, most of what is installed never: each process reads what others wrote.
+export PYTHONDONTWRITEBYTECODE :=
+
+# The checks reach no model hub.
+TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q
 # Two test processes share two cores, half the modules each, and load no plugin that only the contract tests need.
 UNITS := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist worksteal -p no:schemathesis -m "not slow" tests/unit
@@ -24,7 +27,7 @@ SOURCES := server worker benchmarks clients/python/src scripts deploy tests
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help install demo up test test-unit test-rest test-full lint lint-format lint-ruff lint-types lint-imports lint-tenants check gpu openapi lock coverage clean
+.PHONY: help install demo up test test-unit test-rest test-full lint lint-quick lint-format lint-ruff lint-types lint-imports lint-tenants check check-rest gpu openapi lock coverage clean
 
 help:
 	@sed -n '1,6s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -49,7 +52,9 @@ test-full: test-unit
 	@$(PHASE) "all other tests, slow ones included" env $(PYTEST) --durations=20 $(SUITES)
 
 # `make -k lint` goes on after a failure.
-lint: lint-format lint-ruff lint-types lint-imports lint-tenants
+lint: lint-quick lint-types
+
+lint-quick: lint-format lint-ruff lint-imports lint-tenants
 
 lint-format: install
 	@$(PHASE) "ruff format" $(BIN)/ruff format --check .
@@ -67,7 +72,11 @@ lint-tenants: install
 	@$(PHASE) "tenant lint" $(BIN)/python -m scripts.lint_tenant
 
 check: install
-	@$(PHASE) "all checks" $(MAKE) --no-print-directory lint test
+	@$(PHASE) "all checks" $(MAKE) --no-print-directory lint-quick test-unit check-rest
+
+# The suites wait much for servers that start: mypy computes meanwhile.
+check-rest: install
+	@scripts/beside $(MAKE) --no-print-directory lint-types -- $(MAKE) --no-print-directory test-rest
 
 # The figures of docs/gpu.md, on a machine with a GPU; the last one where FAIRYTALEQA names the data set's folder.
 gpu: install
@@ -98,11 +107,11 @@ $(BIN)/python:
 	@$(PHASE) "virtual environment" scripts/venv.sh $(PYTHON) $(VENV)
 
 $(VENV)/.torch-$(TORCH_VERSION): | $(BIN)/python
-	@$(PHASE) "install torch" $(PIP) install $(TORCH_ARGS) torch==$(TORCH_VERSION)
+	@$(PHASE) "install torch" $(PIP) install --no-compile $(TORCH_ARGS) torch==$(TORCH_VERSION)
 	@touch $@
 
 $(VENV)/.locked: requirements.lock $(VENV)/.torch-$(TORCH_VERSION)
-	@$(PHASE) "install requirements.lock" $(PIP) install --quiet --no-deps -r requirements.lock
+	@$(PHASE) "install requirements.lock" scripts/install_locked.sh $(BIN)/python
 	@touch $@
 
 $(INSTALLED): pyproject.toml clients/python/pyproject.toml $(VENV)/.locked

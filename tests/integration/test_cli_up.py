@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import base_files
 from tests.support.kmserve_up import TREE, Up, kmserve_up
 from tests.support.training_rig import PATIENCE, eventually
 from tests.support.unavailable import unavailable
@@ -57,7 +58,7 @@ def test_a_document_goes_through_every_command_and_ctrl_c_stops_all(tmp_path: Pa
 
 @pytest.mark.parametrize(("victim", "name"), [(0, "the API"), (1, "the worker")])
 def test_when_one_dies_the_other_is_stopped_and_it_exits_with_an_error(tmp_path: Path, victim: int, name: str) -> None:
-    with kmserve_up(tmp_path) as up:
+    with kmserve_up(tmp_path, base_files.save(tmp_path / "base")) as up:
         children = up.children()
         os.kill(children[victim], signal.SIGKILL)
         assert up.process.wait(PATIENCE) == 1

@@ -41,10 +41,9 @@ class Up:
         return self.process.wait(90)
 
 
-def environment(data_dir: Path) -> dict[str, str]:
-    """That of a user who has set a data directory and any free port; the base model is the one that tests share."""
-    base = str(smollm2().directory)
-    mine = {"KMSERVE_DATA_DIR": str(data_dir), "KMSERVE_BASE_MODEL": base, "KMSERVE_PORT": "0"}
+def environment(data_dir: Path, base: Path) -> dict[str, str]:
+    """That of a user who has set a data directory, a base model and any free port."""
+    mine = {"KMSERVE_DATA_DIR": str(data_dir), "KMSERVE_BASE_MODEL": str(base), "KMSERVE_PORT": "0"}
     return {**plain_environment(), **mine}
 
 
@@ -56,9 +55,9 @@ def plain_environment() -> dict[str, str]:
 
 
 @contextmanager
-def kmserve_up(folder: Path) -> Iterator[Up]:
-    """Ready when the context begins, and gone when it ends."""
-    environ, log = environment(folder / "data"), folder / "up.log"
+def kmserve_up(folder: Path, base: Path | None = None) -> Iterator[Up]:
+    """Ready when the context begins, and gone when it ends; its base model is `base` or else the real one that tests share."""
+    environ, log = environment(folder / "data", base or smollm2().directory), folder / "up.log"
     with log.open("wb") as output:
         command = [sys.executable, "-m", "server.cli", "up"]
         process = subprocess.Popen(command, cwd=TREE, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output)

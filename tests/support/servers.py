@@ -6,6 +6,7 @@ A server that is not installed skips the test, or fails it: see `unavailable`.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -13,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -24,10 +25,20 @@ from tests.support.unavailable import unavailable
 _START_SECONDS = 60.0
 
 
+_PORTS = range(10_000, 30_000)
+"""Below those that the system gives away by itself, so that none is taken between its choice and its server's start."""
+_taken: list[int] = []
+
+
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port of this machine that no call has returned yet, in this test process or, but for a rare chance, in another."""
+    while True:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            if port not in _taken:
+                _taken.append(port)
+                return port
 
 
 @contextmanager

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.unavailable import unavailable
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -56,6 +58,40 @@ def test_a_phase_prints_its_time_and_keeps_the_exit_status() -> None:
     assert done.stdout.splitlines()[1].endswith("(failed: 3)")
 
 
+def stand_in(folder: Path, pip: str, uv: str, config: str = "") -> tuple[int, list[str]]:
+    """The exit code of installing the lock with an interpreter whose `-m pip install` and `-m uv` do these things; what was called."""
+    calls = folder / "calls"
+    body = f"""echo "$*" >> {calls}
+case "$*" in *"pip --disable-pip-version-check config list"*) echo "{config}";; *"-m uv "*) {uv};; *"install --quiet uv=="*) {pip};; esac"""
+    script = [str(ROOT / "scripts/install_locked.sh"), interpreter(folder, body)]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.returncode, [line for line in calls.read_text().splitlines() if "requirements.lock" in line]
+
+
+@pytest.mark.parametrize(
+    ("pip", "uv", "config", "tools"),
+    [
+        ("true", "true", "global.extra-index-url='https://more.example'", ["-m uv pip"]),
+        ("true", "exit 2", "", ["-m uv pip", "-m pip"]),
+        ("exit 1", "true", "", ["-m pip"]),
+        ("true", "true", "global.index-url='https://mirror.example'", ["-m pip"]),
+    ],
+)
+def test_the_lock_is_installed_by_uv_or_else_by_pip(tmp_path: Path, pip: str, uv: str, config: str, tools: list[str]) -> None:
+    """Without any dependency, whichever it is."""
+    status, calls = stand_in(tmp_path, pip, uv, config)
+    assert status == 0
+    assert len(calls) == len(tools)
+    assert all(call.startswith(tool) and "--no-deps -r requirements.lock" in call for call, tool in zip(calls, tools, strict=True))
+
+
+@pytest.mark.parametrize(("first", "second", "status"), [(0, 0, 0), (3, 0, 3), (0, 4, 4), (3, 4, 4)])
+def test_two_commands_at_once_fail_if_either_does(first: int, second: int, status: int) -> None:
+    command = [str(ROOT / "scripts/beside"), "sh", "-c", f"echo one; exit {first}", "--", "sh", "-c", f"echo two; exit {second}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (status, "two\none\n")
+
+
 def planned(*arguments: str) -> list[str]:
     """The lines that make would run, whether or not these tests were started by make."""
     make = shutil.which("make") or unavailable("no make here")
@@ -65,20 +101,29 @@ def planned(*arguments: str) -> list[str]:
 
 def test_an_installation_takes_three_steps_and_the_users_torch_index(tmp_path: Path) -> None:
     lines = planned("install", f"VENV={tmp_path}/venv", "TORCH_ARGS=--index-url https://wheels.example/cpu")
-    installs = [line for line in lines if "pip" in line and " install " in line]
+    installs = [line for line in lines if line.startswith('scripts/phase "install ')]
     assert len(installs) == 3
-    assert "install --index-url https://wheels.example/cpu torch==" in installs[0]
-    assert "--no-deps -r requirements.lock" in installs[1]
+    assert "pip --disable-pip-version-check install --no-compile --index-url https://wheels.example/cpu torch==" in installs[0]
+    assert installs[1].endswith(f"scripts/install_locked.sh {tmp_path}/venv/bin/python")
     assert "--no-deps --no-build-isolation -e . -e clients/python" in installs[2]
 
 
 def test_every_check_is_a_phase_and_so_is_their_whole(tmp_path: Path) -> None:
-    """With -n too make runs the line that calls make again: its phase starts, and in it those of the checks."""
+    """With -n too make runs the lines that call make again: its phase starts, and in it those of the checks. mypy is beside the suites."""
     lines = planned("check", f"VENV={tmp_path}/venv")
     lines = lines[lines.index("==> all checks") :]
     phases = [line.split('"')[1] for line in lines if line.startswith("scripts/phase ")]
-    lint = ["ruff format", "ruff check", "mypy", "import contracts", "tenant lint"]
-    assert [name for name in phases if "install" not in name] == ["virtual environment", *lint, "unit tests", REST]
+    planned_once = list(dict.fromkeys(name for name in phases if "install" not in name))
+    assert planned_once == [
+        "virtual environment",
+        "ruff format",
+        "ruff check",
+        "import contracts",
+        "tenant lint",
+        "unit tests",
+        REST,
+        "mypy",
+    ]
     assert lines[-1].startswith("<== all checks: ")
 
 
