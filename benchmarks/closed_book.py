@@ -35,7 +35,7 @@ from rich.console import Console
 from benchmarks.closed_book_table import print_table
 from server.cli_connection import CliError, read_key
 from server.cli_models import prepare_apart
-from server.cli_progress import DocumentBars
+from server.cli_progress import JobBars
 from server.cli_stack import Stack, StackError, isolated, terminable, while_alive
 from server.cli_up import start
 from server.errors import KmserveError
@@ -135,7 +135,7 @@ async def measure_all(stack: Stack, stories: Sequence[Story], top_k: int, consol
 
 async def trained(client: AsyncClient, stories: Sequence[Story], console: Console) -> list[Document]:
     """A document with its module for each story. Raises DocumentFailed for a story whose module was not published."""
-    bars = DocumentBars(console)
+    bars = JobBars(console)
     with bars.progress:
         documents = await asyncio.gather(*(_train(client, bars, story) for story in stories))
     for document in documents:
@@ -144,7 +144,7 @@ async def trained(client: AsyncClient, stories: Sequence[Story], console: Consol
     return documents
 
 
-async def _train(client: AsyncClient, bars: DocumentBars, story: Story) -> Document:
+async def _train(client: AsyncClient, bars: JobBars, story: Story) -> Document:
     document = await client.upload(text=story.text, title=story.name)
     if document.settled and not document.reached("ready"):  # an earlier run's failure
         document = await client.retry(document.id)

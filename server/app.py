@@ -31,6 +31,7 @@ from server.db.migrate import upgrade
 from server.db.session import Database
 from server.documents.routes import router as documents
 from server.errors import KmserveError, Unavailable
+from server.extractors.routes import router as extractors
 from server.health.routes import router as health
 from server.health.service import Doctor
 from server.jobs.bell import Bell
@@ -70,7 +71,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
             yield
 
     app = FastAPI(title=_TITLE, version=VERSION, description=_ABOUT, lifespan=lifespan, redirect_slashes=False)
-    for router in (documents, asks, residency, jobs, api_keys, health, metrics):
+    for router in (documents, asks, extractors, residency, jobs, api_keys, health, metrics):
         app.include_router(router)
     install(app)
     for layer in (BodyLimit, Guard, observability.AccessLog):

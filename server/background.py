@@ -10,6 +10,7 @@ from typing import Final
 
 from server.db import jobs, material
 from server.documents import deletion, idempotency
+from server.extractors import deletion as extractor_deletion
 from server.parts import Parts
 from server.transactions import writing
 
@@ -45,6 +46,7 @@ async def housework(parts: Parts) -> None:
     await writing(parts.database, idempotency.sweep)
     await writing(parts.database, material.sweep)
     await deletion.sweep(parts)
+    await extractor_deletion.sweep(parts)
 
 
 async def _clear_interrupted(parts: Parts, started: float | None) -> None:

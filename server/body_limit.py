@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES: Final = 1024 * 1024
-_UPLOAD: Final = ("POST", "/documents")
+_UPLOADS: Final = (("POST", "/documents"), ("POST", "/extractors"))
 
 
 class BodyLimit:
@@ -37,7 +37,7 @@ class _Body:
         self._receive = receive
         self._send = send
         self._announced = int(length) if length.isdecimal() else 0
-        self._limited = (scope["method"], scope["path"]) != _UPLOAD
+        self._limited = (scope["method"], scope["path"]) not in _UPLOADS
         self._read = 0
         self._pending = self._announced > 0 or "transfer-encoding" in headers
 

@@ -91,7 +91,12 @@ def explanation(error: Exception) -> str:
     if isinstance(error, ConnectionFailed):
         return f"{error}\nIs it running? Start it with `kmserve up`, or name another one with --url or {URL_VARIABLE}."
     if isinstance(error, NotFound):
-        return f"{error}\n`kmserve status` lists the documents."
+        listing = (
+            "`kmserve extractors list` lists the extractors"
+            if error.code == "extractor_not_found"
+            else "`kmserve status` lists the documents"
+        )
+        return f"{error}\n{listing}."
     if isinstance(error, ApiError) and error.code == "module_not_ready":
         return f"{error}\nAsk with --mode retrieval until `kmserve status` shows it as ready."
     return str(error)

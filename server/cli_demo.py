@@ -20,7 +20,7 @@ from rich.console import Console
 from server.cli_connection import CliError, console, read_key
 from server.cli_demo_report import MODES, Asked, Question, passed, print_answers, print_phases, print_summary
 from server.cli_models import prepare_apart
-from server.cli_progress import DocumentBars
+from server.cli_progress import JobBars
 from server.cli_stack import Stack, isolated, terminable, while_alive
 from server.cli_up import start
 
@@ -83,7 +83,7 @@ async def _use(stack: Stack, phases: Phases, policy: Path, questions: Sequence[Q
 
 async def _trained(client: AsyncClient, document: Document, output: Console) -> None:
     """Raises DocumentFailed."""
-    bars = DocumentBars(output)
+    bars = JobBars(output)
     with bars.progress:
         settled = await bars.follow(client, document)
     if not settled.reached("ready"):

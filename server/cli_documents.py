@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from server.cli_connection import CliError, Connection, Key, Url, console, errors
-from server.cli_progress import DocumentBars, duration, stage_of
+from server.cli_progress import JobBars, duration, stage_of
 
 PIPED_WIDTH = 200
 """Columns of a table that goes to no terminal: enough to cut nothing."""
@@ -53,7 +53,7 @@ async def _upload_all(
     connection: Connection, files: Sequence[Path], wait: bool, train: Literal["auto", "never"], preset: Literal["quick", "paper"] | None
 ) -> list[Document | KmserveClientError]:
     async with connection.async_client() as client:
-        bars = DocumentBars(console)
+        bars = JobBars(console)
 
         async def one(path: Path) -> Document | KmserveClientError:
             try:

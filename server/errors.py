@@ -1,12 +1,12 @@
 """Every error a caller can meet, drawn once.
 
     KmserveError
-    ├── InvalidInput            422: unknown_mode, context_limit, no_text_layer, idempotency_key_reused, ...
+    ├── InvalidInput            422: unknown_mode, context_limit, no_text_layer, invalid_questions, idempotency_key_reused, ...
     ├── Unauthorized            401: unauthorized
     ├── Forbidden               403: scope_missing
-    ├── NotFound                404: document_not_found, job_not_found, api_key_not_found
+    ├── NotFound                404: document_not_found, job_not_found, extractor_not_found, api_key_not_found
     ├── MethodNotAllowed        405: method_not_allowed
-    ├── Conflict                409: module_not_ready, not_retrievable, idempotency_in_flight, not_retryable, ...
+    ├── Conflict                409: module_not_ready, not_retrievable, idempotency_in_flight, extractor_in_use, ...
     ├── TooLarge                413: upload_too_large, request_too_large, document_too_long
     ├── UnsupportedMediaType    415: unsupported_media_type
     ├── TooManyRequests         429: engine_busy (carries retry_after, seconds)
@@ -84,6 +84,12 @@ class ParseLimit(InvalidInput):
     code = "parse_limit"
 
 
+class InvalidQuestions(InvalidInput):
+    """Questions that an extractor cannot learn from; `extra["errors"]` says which lines and why."""
+
+    code = "invalid_questions"
+
+
 class IdempotencyKeyReused(InvalidInput):
     code = "idempotency_key_reused"
 
@@ -122,6 +128,12 @@ class JobNotFound(NotFound):
     code = "job_not_found"
 
 
+class ExtractorNotFound(NotFound):
+    """Absent, deleted or another tenant's."""
+
+    code = "extractor_not_found"
+
+
 class ApiKeyNotFound(NotFound):
     code = "api_key_not_found"
 
@@ -153,6 +165,18 @@ class NotRetryable(Conflict):
 
 class IdempotencyInFlight(Conflict):
     code = "idempotency_in_flight"
+
+
+class ExtractorNotServable(Conflict):
+    """Of another base model, or without its files: active, it would stop every answer that wears it."""
+
+    code = "extractor_not_servable"
+
+
+class ExtractorInUse(Conflict):
+    """Active, or the only one over a lora that modules wear."""
+
+    code = "extractor_in_use"
 
 
 class TooLarge(KmserveError):

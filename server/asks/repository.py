@@ -76,7 +76,7 @@ def touch(session: Session, tenant_id: str, document_id: str) -> None:
 
 
 def worn(session: Session, tenant_id: str) -> Extractors:
-    mine = select(Extractor).where(Extractor.owner.in_((tenant_id, SYSTEM_OWNER)))
+    mine = select(Extractor).where(Extractor.owner.in_((tenant_id, SYSTEM_OWNER)), Extractor.deleted_at.is_(None))
     versions = tuple(session.scalars(mine.order_by(Extractor.created_at, Extractor.id)))
     return Extractors(active=extractors.active(session, tenant_id), versions=versions)
 

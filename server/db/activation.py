@@ -30,7 +30,7 @@ def switch(session: Session, owner: str, extractor_id: str | None, *, max_attemp
     extractors.lock(session, owner)
     before = _lora(session, owner)
     newer = {"row_version": Extractor.row_version + 1}
-    mine = update(Extractor).where(Extractor.owner == owner)
+    mine = update(Extractor).where(Extractor.owner == owner, Extractor.deleted_at.is_(None))
     session.execute(mine.where(Extractor.active, Extractor.id != (extractor_id or "")).values(active=False, **newer))
     session.execute(mine.where(~Extractor.active, Extractor.id == extractor_id).values(active=True, **newer))
     after = _lora(session, owner)

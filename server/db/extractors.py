@@ -9,7 +9,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from server.db.clock import db_now
@@ -50,8 +50,14 @@ def insert_new(session: Session, new: NewExtractor) -> Extractor:
 
 def lock(session: Session, owner: str) -> list[Extractor]:
     """All extractors of an owner, oldest first, held until the transaction ends: none is added to those that serve or removed meanwhile."""
-    mine = select(Extractor).where(Extractor.owner == owner).order_by(Extractor.created_at, Extractor.id).with_for_update()
-    return list(session.scalars(mine, execution_options=_REFRESH))
+    mine = select(Extractor).where(Extractor.owner == owner, Extractor.deleted_at.is_(None))
+    return list(session.scalars(mine.order_by(Extractor.created_at, Extractor.id).with_for_update(), execution_options=_REFRESH))
+
+
+def tombstone(session: Session, extractor: Extractor) -> Extractor:
+    """Take an extractor, not active and held by the transaction, out of service for good; its files are the caller's to remove."""
+    mine = update(Extractor).where(Extractor.id == extractor.id, Extractor.owner == extractor.owner)
+    return session.scalars(mine.values(deleted_at=db_now()).returning(Extractor), execution_options=_REFRESH).one()
 
 
 def remove(session: Session, extractor: Extractor) -> None:
@@ -64,12 +70,14 @@ def remove(session: Session, extractor: Extractor) -> None:
 def stays_servable(session: Session, tenant_id: str, lora: str) -> bool:
     """Whether a tenant's module that wears this lora can be served with it, until the transaction ends."""
     over = select(Extractor.id).where(Extractor.lora_digest == lora, Extractor.owner.in_((tenant_id, SYSTEM_OWNER)))
-    return session.scalars(over.with_for_update(read=True)).first() is not None
+    return session.scalars(over.where(Extractor.deleted_at.is_(None)).with_for_update(read=True)).first() is not None
 
 
 def in_use(session: Session, owner: str, composition: str, manifest_sha256: str | None = None) -> bool:
-    """Whether an extractor of the owner stands on the artefact `composition`, with this manifest or any."""
-    found = select(Extractor.id).where(Extractor.owner == owner, Extractor.composition_digest == composition)
+    """Whether an extractor of the owner that is not deleted stands on the artefact `composition`, with this manifest or any."""
+    found = select(Extractor.id).where(
+        Extractor.owner == owner, Extractor.composition_digest == composition, Extractor.deleted_at.is_(None)
+    )
     if manifest_sha256 is not None:
         found = found.where(Extractor.manifest_sha256 == manifest_sha256)
     return session.scalar(found.limit(1)) is not None
@@ -89,7 +97,7 @@ def worn_by(session: Session, tenant_id: str, lora: str) -> int:
 
 def worn_by_anyone(session: Session, lora: str) -> int:
     """Like `worn_by`, over all tenants but those that have an extractor over this lora themselves."""
-    own = select(Extractor.id).where(Extractor.owner == Module.tenant_id, Extractor.lora_digest == lora)
+    own = select(Extractor.id).where(Extractor.owner == Module.tenant_id, Extractor.lora_digest == lora, Extractor.deleted_at.is_(None))
     # tenant-free: an extractor of the system's serves modules of every tenant; they are counted, not shown
     answering = select(func.count()).select_from(Module).join(Document, Document.module_id == Module.id)
     worn = (Module.wears == lora, Document.deleted_at.is_(None), Document.tenant_id == Module.tenant_id, ~own.exists())

@@ -66,11 +66,12 @@ def concerns(tenant_id: str, document_id: str) -> ColumnElement[bool]:
 
 
 def trained_on(session: Session, tenant_id: str, document_id: str) -> list[Extractor]:
-    """The extractors that learned from the document, the system's among them, oldest first."""
+    """The extractors that learned from the document and are not deleted, the system's among them, oldest first."""
     of_theirs = select(ExtractorDocument.job_id).where(
         ExtractorDocument.tenant_id == tenant_id, ExtractorDocument.document_id == document_id
     )
-    return list(session.scalars(select(Extractor).where(Extractor.job_id.in_(of_theirs)).order_by(Extractor.created_at, Extractor.id)))
+    trained = select(Extractor).where(Extractor.job_id.in_(of_theirs), Extractor.deleted_at.is_(None))
+    return list(session.scalars(trained.order_by(Extractor.created_at, Extractor.id)))
 
 
 def forget_document(session: Session, tenant_id: str, document_id: str) -> None:

@@ -164,7 +164,7 @@ class Module(Base):
 
 class Extractor(Base):
     """A published knowledge extractor. `owner` is `system` or a tenant; at most one is active for an owner. What it was trained on are the
-    `ExtractorDocument`s of its job."""
+    `ExtractorDocument`s of its job. `deleted_at` is the tombstone."""
 
     __tablename__ = "extractors"
     __table_args__ = (
@@ -189,6 +189,7 @@ class Extractor(Base):
     job_id: Mapped[str | None] = mapped_column(index=True)
     gate: Mapped[dict[str, Any]] = mapped_column(default=dict)
     row_version: Mapped[int] = mapped_column(default=1)
+    deleted_at: Mapped[float | None]
 
 
 class ExtractorDocument(Base):

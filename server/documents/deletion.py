@@ -19,10 +19,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from server import audit
-from server.db import documents
-from server.db.tables import Document, Job, JobState, Module, Passage, Revision
+from server.db import documents, material
+from server.db.tables import Document, Job, JobKind, JobState, Module, Passage, Revision
 from server.documents import idempotency
-from server.documents.schemas import Receipt, Removed
+from server.documents.schemas import Receipt, Removed, TrainedExtractor
 from server.errors import DocumentNotFound, KmserveError, ObjectStoreUnavailable
 from server.parts import Parts
 from server.transactions import overwrite_deleted, reading, writing
@@ -32,19 +32,28 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Doomed:
-    """A document under its tombstone, and what its rows say there is of it."""
+    """A document under its tombstone, and what its rows say there is of it. `learning`: jobs of extractors that learn from it;
+    `extractors`: those that have."""
 
     tenant_id: str
     document_id: str
     deleted_at: float
     removed: Removed
+    learning: tuple[str, ...]
+    extractors: tuple[TrainedExtractor, ...]
 
 
 async def delete(parts: Parts, tenant_id: str, document_id: str) -> Receipt:
     """Raises DocumentNotFound."""
     doomed = await writing(parts.database, _condemn, tenant_id, document_id)
     complete = await _erase(parts, doomed)
-    return Receipt(document_id=document_id, deleted_at=doomed.deleted_at, complete=complete, removed=doomed.removed)
+    return Receipt(
+        document_id=document_id,
+        deleted_at=doomed.deleted_at,
+        complete=complete,
+        removed=doomed.removed,
+        extractors=list(doomed.extractors),
+    )
 
 
 async def sweep(parts: Parts) -> int:
@@ -81,7 +90,9 @@ def _erase_files(parts: Parts, doomed: Doomed) -> bool:
     """False while the object store is not there."""
     parts.blobs.delete_prefix(f"{doomed.tenant_id}/{doomed.document_id}")
     without_modules = _erase_modules(parts, doomed)
-    shutil.rmtree(parts.settings.root / "work" / doomed.tenant_id / doomed.document_id, ignore_errors=True)
+    work = parts.settings.root / "work" / doomed.tenant_id
+    for leftovers in (work / doomed.document_id, *(work / "extractors" / job_id for job_id in doomed.learning)):
+        shutil.rmtree(leftovers, ignore_errors=True)
     return without_modules
 
 
@@ -127,14 +138,23 @@ def _doomed(session: Session, tenant_id: str, document_id: str, deleted_at: floa
         modules=list(session.scalars(digests.order_by(Module.digest))),
         jobs=session.scalar(ended) or 0,
     )
-    return Doomed(tenant_id=tenant_id, document_id=document_id, deleted_at=deleted_at, removed=removed)
+    learning = select(Job.id).where(Job.tenant_id == tenant_id, Job.kind == JobKind.EXTRACTOR, material.concerns(tenant_id, document_id))
+    trained = material.trained_on(session, tenant_id, document_id)
+    return Doomed(
+        tenant_id=tenant_id,
+        document_id=document_id,
+        deleted_at=deleted_at,
+        removed=removed,
+        learning=tuple(session.scalars(learning)),
+        extractors=tuple(TrainedExtractor.model_validate(extractor) for extractor in trained),
+    )
 
 
 def _erase_rows(session: Session, doomed: Doomed, nothing_else: bool) -> bool:
     """Passages at once; the rest when nothing else is left and no job runs any more, for a running one may still write files."""
     tenant_id, document_id = doomed.tenant_id, doomed.document_id
     session.execute(sqlalchemy.delete(Passage).where(Passage.tenant_id == tenant_id, Passage.document_id == document_id))
-    running = select(Job.id).where(Job.tenant_id == tenant_id, Job.document_id == document_id, Job.state == JobState.RUNNING)
+    running = select(Job.id).where(Job.tenant_id == tenant_id, material.concerns(tenant_id, document_id), Job.state == JobState.RUNNING)
     if not nothing_else or session.scalar(running.limit(1)) is not None:
         return False
     session.execute(sqlalchemy.delete(Module).where(Module.tenant_id == tenant_id, Module.document_id == document_id))

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from server.db.tables import DocumentStatus
-from server.documents import deletion, following, idempotency, retrying, service
+from server.documents import deletion, following, retrying, service
 from server.documents.idempotency import Reservation, Stored
 from server.documents.repository import Order
 from server.documents.schemas import Document, DocumentPage, Receipt, TextUpload, Uploaded, UploadFields
@@ -27,12 +27,12 @@ from server.errors import (
     TooLarge,
     UnsupportedMediaType,
 )
+from server.idempotent import IdempotencyKey, reserved
 from server.parts import Parts, PartsOf
 from server.problems import documented
 from server.schemas import Id, inline_schema
 from server.security import Caller, Reader, Writer
 from server.streams import EventStream, described
-from server.transactions import writing
 
 router = APIRouter(tags=["documents"])
 
@@ -88,22 +88,14 @@ async def upload_document(
     request: Request,
     parts: PartsOf,
     caller: Writer,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Upload a document, as a file or as text. It is read, indexed, and then its module is trained: follow it at `Location`.
 
     The type is found from the bytes. The same bytes again give the existing document, whatever else is sent with them.
     """
-    if idempotency_key is None:
-        return await _upload(request, parts, caller, None)
-    mine = Reservation.of(caller.tenant, idempotency_key)
-    try:
-        stored = await writing(parts.database, idempotency.reserve, mine)
-        return await _upload(request, parts, caller, stored or mine)
-    except BaseException:
-        # Also when the reserving itself was cancelled: it may have been committed all the same.
-        await parts.tasks.start(writing(parts.database, idempotency.abandon, mine))
-        raise
+    async with reserved(parts, caller.tenant, idempotency_key) as held:
+        return await _upload(request, parts, caller, held)
 
 
 async def _upload(request: Request, parts: Parts, caller: Caller, held: Stored | Reservation | None) -> Response:

@@ -159,9 +159,19 @@ class Removed(Value):
     jobs: int
 
 
+class TrainedExtractor(Value):
+    """An extractor that learned from the document: what it learned stays in its weights until it is deleted itself."""
+
+    id: str
+    owner: str
+    name: str | None
+    active: bool
+
+
 class Receipt(Value):
     """Proof of a deletion. From now on the document is not found. `complete` is false while something still holds on to a part of it, a
-    training that has yet to stop or an index that cannot be reached: the server goes on by itself until nothing is left."""
+    training that has yet to stop or an index that cannot be reached: the server goes on by itself until nothing is left. `extractors` were
+    trained on the document, among others, and are still there."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -170,6 +180,7 @@ class Receipt(Value):
                 "deleted_at": 1794500900.0,
                 "complete": True,
                 "removed": {"passages": 14, "revisions": 1, "modules": ["a3f1…"], "jobs": 2},
+                "extractors": [{"id": "ext_9d8e7f6a5b4c0f8b7a6c5d4e3f2a1b0c", "owner": "acme", "name": "Short answers", "active": True}],
             }
         }
     )
@@ -178,3 +189,4 @@ class Receipt(Value):
     deleted_at: float
     complete: bool
     removed: Removed
+    extractors: list[TrainedExtractor]

@@ -25,6 +25,7 @@ JOB_EXAMPLE: Final[dict[str, Any]] = {
     "kind": "train",
     "state": "running",
     "document_id": "doc_3f2a1b0c9d8e7f6a5b4c0f8b7a6c5d4e",
+    "extractor_id": None,
     "stage": "fitting",
     "progress": {"done": 120, "total": 400, "unit": "steps", "eta_seconds": 73.5},
     "metrics": {"held_out_loss": 1.21},
@@ -38,14 +39,16 @@ JOB_EXAMPLE: Final[dict[str, Any]] = {
 
 
 class Job(Value):
-    """Background work. `attempt` counts from 1 once a worker has taken it."""
+    """Background work. `attempt` counts from 1 once a worker has taken it. A job of kind `extractor` is about no single document:
+    `extractor_id` is what it published."""
 
     model_config = ConfigDict(json_schema_extra={"example": JOB_EXAMPLE})
 
     id: str
     kind: JobKind
     state: JobState
-    document_id: str
+    document_id: str | None
+    extractor_id: str | None = None
     stage: str | None
     progress: Progress | None
     metrics: dict[str, Any]
@@ -61,5 +64,5 @@ class Job(Value):
         return self.state in (JobState.QUEUED, JobState.RUNNING)
 
     @staticmethod
-    def of(row: tables.Job) -> Job:
-        return Job.model_validate(row)
+    def of(row: tables.Job, extractor_id: str | None = None) -> Job:
+        return Job.model_validate(row).model_copy(update={"extractor_id": extractor_id})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from server.api_keys import repository
 from server.app import create_app
 from server.db.session import SyncDatabase
 from server.openapi import document
+from server.parts import Parts
 from server.settings import Settings
 from tests.support.api import fake_parts
 from tests.support.databases import migrated
 from tests.support.fakes import Counter, FakeEngine, FakeIndex
 from tests.support.live_api import served
+from tests.support.rows import extractor
 
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "6"))
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -35,6 +38,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
     database = migrated(settings.sql_url)
     parts = fake_parts(settings, FakeEngine(), FakeIndex(), Counter())
     new = parts.keys.new()
+    _add_extractors(database, parts)
     _add_key(database, new.prefix, new.hash)
     with (
         served(create_app(settings, parts)) as url,
@@ -63,13 +67,35 @@ def test_generated_requests_get_described_answers(where: str, api_schema: Any, l
 
 
 def _aim(case: Any, live: httpx2.Client) -> None:
-    """Every other request is about a document that is there; none waits for long."""
+    """Every other request is about a document, a job or an extractor that is there; none waits for long."""
+    for name, there in (("job_id", _job), ("extractor_id", _extractor)):
+        if name in (case.path_parameters or {}) and len(case.path_parameters[name]) % 2 == 0:
+            case.path_parameters[name] = there(live)
     if "document_id" in (case.path_parameters or {}) and len(case.path_parameters["document_id"]) % 2 == 0:
         case.path_parameters["document_id"] = live.post("/documents", json={"text": "Staff get 31 days."}).json()["id"]
     if (case.query or {}).get("wait"):
         case.query["wait"] = 1
     if case.path.endswith("/events"):
         live.post(f"/documents/{case.path_parameters['document_id']}/cancel")
+
+
+def _job(live: httpx2.Client) -> str:
+    """One of its own, that is queued."""
+    uploaded = live.post("/documents", json={"text": f"Staff get {uuid.uuid4().hex} days."}).json()
+    return str(uploaded["job"]["id"])
+
+
+def _extractor(live: httpx2.Client) -> str:
+    return str(live.get("/extractors").json()["items"][0]["id"])
+
+
+def _add_extractors(database: SyncDatabase, parts: Parts) -> None:
+    """More than the generated requests delete; they have no files but for the first, which no request may delete."""
+    with database.write() as session:
+        for number in range(EXAMPLES + 1):
+            digests = {"lora_digest": f"{number:064x}", "composition_digest": f"{number:064x}"}
+            extractor(session, "system", "a" * 64, active=number == 0, id=f"ext_{number}", **digests)
+    parts.modules.extractor_path("system", f"{0:064x}").mkdir(parents=True)
 
 
 def _add_key(database: SyncDatabase, prefix: str, key_hash: str) -> None:

@@ -93,8 +93,8 @@ class Api:
         ingested = _ingested(job, texts)
         vectors = FakeEmbedder().encode(texts)
         points = [Point(passage_id=name, vector=vector) for name, vector in zip(ingested.passages, vectors, strict=True)]
-        await self.index_fake.upsert(tenant, document_id, job.revision_id, points)
-        revision = await reading(self.parts.database, _revision, tenant, job.revision_id)
+        await self.index_fake.upsert(tenant, document_id, job.subject.revision_id, points)
+        revision = await reading(self.parts.database, _revision, tenant, job.subject.revision_id)
         self.parts.blobs.write_text(f"{revision.blob}.txt", ingested.parsed.text)
         await writing(self.parts.database, ingest_records.finish, job, ingested, 5)
         return list(ingested.passages)
@@ -213,7 +213,9 @@ def _ingested(job: Job, texts: Sequence[str]) -> Ingested:
     offset = 0
     for ordinal, text in enumerate(texts):
         span = {"char_start": offset, "char_end": offset + len(text)}
-        passages[passage_id(job.revision_id, ordinal)] = PassageText(ordinal=ordinal, text=text, page=ordinal + 1, tokens=len(text), **span)
+        passages[passage_id(job.subject.revision_id, ordinal)] = PassageText(
+            ordinal=ordinal, text=text, page=ordinal + 1, tokens=len(text), **span
+        )
         offset += len(text) + 2
     pages = tuple(Page(number=number + 1, text=text) for number, text in enumerate(texts))
     return Ingested(parsed=ParsedDocument(media_type="text/plain", pages=pages), passages=passages, tokens=offset)

@@ -22,6 +22,42 @@ LOG_LIKELIHOOD = {"base": -9.0, "closed_book": -2.0, "retrieval": -3.0, "open_bo
 """Of the first text to score; of the others it is -5."""
 
 
+class FakeExtractors:
+    """The part that trains and switches extractors, at once. `outcome` is the state that each training ends in."""
+
+    def __init__(self) -> None:
+        self.outcome = "succeeded"
+        self.requests: list[bytes] = []
+        self.items: dict[str, dict[str, Any]] = {}
+        self.jobs: dict[str, list[dict[str, Any]]] = {}
+        """What a job will be, the next one first; the last one stays."""
+
+    def train(self, body: bytes) -> dict[str, Any]:
+        self.requests.append(body)
+        number = len(self.requests)
+        job: dict[str, Any] = {"id": f"job_{number}", "kind": "extractor", "state": "queued", "attempt": 0}
+        running = {**job, "state": "running", "stage": "fitting", "progress": {"done": 1, "total": 4, "unit": "steps"}}
+        ended = {**job, "state": self.outcome, "extractor_id": f"ext_{number}"}
+        if self.outcome == "failed":
+            ended |= {"extractor_id": None, "error": {"code": "gate_not_passed", "message": "it learned too little"}}
+        else:
+            self.items[f"ext_{number}"] = show_extractor(f"ext_{number}", active=b"activate" in body)
+        self.jobs[job["id"]] = [running, ended]
+        return job
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        steps = self.jobs[job_id]
+        return steps.pop(0) if len(steps) > 1 else steps[0]
+
+    def listed(self) -> dict[str, Any]:
+        going = [steps[0] for steps in self.jobs.values() if steps[0]["state"] == "running"]
+        return {"items": list(self.items.values()), "jobs": going}
+
+    def switch(self, extractor_id: str, active: bool) -> dict[str, Any]:
+        self.items[extractor_id]["active"] = active
+        return {**self.items[extractor_id], "retraining": 2 if active else 0}
+
+
 class FakeKmserve(ThreadingHTTPServer):
     daemon_threads = True
 
@@ -34,6 +70,7 @@ class FakeKmserve(ThreadingHTTPServer):
         self.uploads: list[bytes] = []
         self.lock = threading.Lock()
         self.never_settles = False
+        self.extractors = FakeExtractors()
 
     @property
     def url(self) -> str:
@@ -67,6 +104,11 @@ def show(document_id: str, title: str, status: str, done: int | None = None) -> 
     return {"id": document_id, "title": title, "status": status, "module": module, "job": job, "error": error, "row_version": 1}
 
 
+def show_extractor(extractor_id: str, active: bool) -> dict[str, Any]:
+    digests = {"lora": "a" * 64, "composition": "b" * 64, "base_fingerprint": "f" * 64, "scope": "all"}
+    return {"id": extractor_id, "owner": "default", "name": "Short", "active": active, "worn_by": 3, "created_at": 1.0, **digests}
+
+
 class Handler(BaseHTTPRequestHandler):
     server: FakeKmserve
 
@@ -74,6 +116,12 @@ class Handler(BaseHTTPRequestHandler):
         parts = self.path.partition("?")[0].strip("/").split("/")
         if parts == ["health", "ready"]:
             return self._send(200, {})
+        if parts == ["extractors"]:
+            return self._send(200, self.server.extractors.listed())
+        if parts[0] == "jobs":
+            return self._send(200, self.server.extractors.job(parts[1]))
+        if parts[0] == "extractors":
+            return self._extractor(parts[1])
         if parts == ["documents"]:
             return self._send(200, {"items": list(self.server.documents.values()), "next": None})
         if parts[1] not in self.server.documents:
@@ -85,11 +133,16 @@ class Handler(BaseHTTPRequestHandler):
         return self._send(200, self.server.documents[parts[1]])
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
+        body = self.rfile.read(int(self.headers.get("content-length", "0")))
         if self.headers["authorization"] != f"Bearer {KEY}":
             return self._problem(401, "unauthorized", "the API key is unknown")
         if self.path == "/documents":
             return self._upload(body)
+        if self.path == "/extractors":
+            return self._send(202, self.server.extractors.train(body))
+        if self.path.startswith("/extractors/"):
+            _, _, extractor_id, step = self.path.split("/")
+            return self._send(200, self.server.extractors.switch(extractor_id, step == "activate"))
         wanted = json.loads(body)
         if self.path == "/search":
             return self._send(200, {"hits": [cite(document_id) for document_id in self.server.documents]})
@@ -97,9 +150,23 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_DELETE(self) -> None:
         document_id = self.path.rsplit("/", 1)[1]
+        if document_id in self.server.extractors.items:
+            return self._delete_extractor(document_id)
         del self.server.documents[document_id]
         removed = {"passages": 3, "revisions": 1, "modules": ["ab"], "jobs": 2}
         self._send(200, {"document_id": document_id, "deleted_at": 1.0, "complete": True, "removed": removed})
+
+    def _extractor(self, extractor_id: str) -> None:
+        if extractor_id not in self.server.extractors.items:
+            return self._problem(404, "extractor_not_found", "no such extractor")
+        return self._send(200, self.server.extractors.items[extractor_id])
+
+    def _delete_extractor(self, extractor_id: str) -> None:
+        if self.server.extractors.items[extractor_id]["active"]:
+            return self._problem(409, "extractor_in_use", "the extractor is active")
+        del self.server.extractors.items[extractor_id]
+        self.send_response(204)
+        self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
         pass

@@ -61,8 +61,9 @@ def extractor_training(session: Session, *learned: Uploaded, owner: str = "acme"
 
 def publish_module(session: Session, document: Uploaded, *, wears: str | None) -> Module:
     """A module without files that answers for the document from now on, which is indexed and ready."""
-    plain: dict[str, Any] = {"digest": uuid.uuid4().hex * 2, "manifest_sha256": "e" * 64, "base_fingerprint": "f" * 64, "scope": "all", "gate": {}}
-    module = modules.insert_version(session, NewModule(**vars(document), job_id="job_x", wears=wears, **plain))
+    proof = {"digest": uuid.uuid4().hex * 2, "manifest_sha256": "e" * 64, "base_fingerprint": "f" * 64}
+    new = NewModule(**vars(document), **proof, scope="all", gate={}, job_id="job_x", wears=wears)
+    module = modules.insert_version(session, new)
     modules.activate(session, module)
     mine = (Revision.id == document.revision_id, Revision.tenant_id == document.tenant_id)
     session.execute(update(Revision).where(*mine).values(indexed_at=db_now()))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from kmserve_client import models, operations, streams
+from kmserve_client import extractors, models, operations, streams
 from kmserve_client.effects import Call, Open
 from pydantic import BaseModel
 
@@ -17,6 +17,7 @@ from server.api_keys.schemas import CreatedApiKey
 from server.asks.schemas import Answer, Ask, Mode
 from server.db.tables import DocumentStatus
 from server.documents.schemas import Document, Receipt, Uploaded
+from server.extractors.schemas import Extractor, Switched
 from server.jobs.schemas import Job
 
 PATHS = json.loads((Path(__file__).resolve().parents[3] / "docs" / "openapi.json").read_text(encoding="utf-8"))["paths"]
@@ -29,6 +30,8 @@ PATHS = json.loads((Path(__file__).resolve().parents[3] / "docs" / "openapi.json
         (models.Document, Uploaded),
         (models.Receipt, Receipt),
         (models.Job, Job),
+        (models.Extractor, Extractor),
+        (models.Switched, Switched),
         (models.Answer, Answer),
         (models.NewApiKey, CreatedApiKey),
     ],
@@ -56,6 +59,14 @@ def test_enumerations_are_the_servers() -> None:
         operations.retry("doc_1"),
         operations.delete("doc_1"),
         operations.job("job_1"),
+        operations.wait_for_job("job_1"),
+        operations.cancel_job("job_1"),
+        extractors.train_extractor([{"document_id": "doc_1", "question": "?", "answer": "!"}]),
+        extractors.extractors(),
+        extractors.extractor("ext_1"),
+        extractors.activate_extractor("ext_1"),
+        extractors.deactivate_extractor("ext_1"),
+        extractors.delete_extractor("ext_1"),
         operations.ask("Why?"),
         operations.search("leave"),
         operations.create_api_key("reader", ["ask"]),

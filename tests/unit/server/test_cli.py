@@ -26,7 +26,9 @@ def run(*arguments: str, code: int = 0, answer: str | None = None) -> str:
     return result.output
 
 
-@pytest.mark.parametrize("command", ["up", "demo", "upload", "status", "ask", "search", "delete", "eval", "models prepare"])
+@pytest.mark.parametrize(
+    "command", ["up", "demo", "upload", "status", "ask", "search", "delete", "eval", "models prepare", "extractors list"]
+)
 def test_every_command_has_help_with_an_example(command: str) -> None:
     assert f"kmserve {command}" in run(*command.split(), "--help")
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.api import GLOBEX, OPEN_BOOK, Api, api, migrated_file, settings
 from tests.support.asking import LEAVE, ready
+from tests.support.extracting import indexed, lora_of, published, question, wearing
 
 __all__ = ["api", "migrated_file", "settings"]
 
@@ -44,6 +45,67 @@ async def test_a_foreign_job_is_as_good_as_absent(api: Api) -> None:
     foreign, absent = [await api.stranger.get(f"/jobs/{job}") for job in (document["job"]["id"], "job_absent")]
     assert told(foreign) == told(absent)
     assert foreign.json()["code"] == "job_not_found"
+
+
+async def test_a_foreign_job_is_not_cancelled(api: Api) -> None:
+    document = await api.uploaded()
+    foreign, absent = [await api.stranger.post(f"/jobs/{job}/cancel") for job in (document["job"]["id"], "job_absent")]
+    assert told(foreign) == told(absent)
+    assert (await api.client.get(f"/jobs/{document['job']['id']}")).json()["state"] == "queued"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/extractors/{id}"),
+        ("POST", "/extractors/{id}/activate"),
+        ("POST", "/extractors/{id}/deactivate"),
+        ("DELETE", "/extractors/{id}"),
+    ],
+)
+async def test_a_foreign_extractor_is_as_good_as_absent(api: Api, method: str, path: str) -> None:
+    mine = await published(api, "a", active=True)
+    operator = await api.client_with("admin", tenant="default")
+    for client in (api.stranger, operator):
+        foreign, absent = [await client.request(method, path.format(id=each)) for each in (mine, "ext_absent")]
+        assert told(foreign) == told(absent)
+        assert (foreign.status_code, foreign.json()["code"]) == (404, "extractor_not_found")
+        assert (await client.get("/extractors")).json() == {"items": [], "jobs": []}
+    assert (await api.client.get(f"/extractors/{mine}")).json()["active"]
+
+
+async def test_a_foreign_extractor_answers_no_question_and_makes_nothing_be_trained(api: Api) -> None:
+    await published(api, "a", active=True)
+    theirs = await wearing(api, lora_of("shared"), LEAVE, tenant=GLOBEX)
+    other = await published(api, "b")
+    assert (await api.client.post(f"/extractors/{other}/activate")).json()["retraining"] == 0
+    answer = await api.stranger.post("/ask", json={"question": "How many days?", "document_id": theirs, "mode": "retrieval"})
+    assert answer.json()["used"]["ke"] is None
+    # Not even over a lora of the same bytes.
+    refused = await api.stranger.post("/ask", json={"question": "How many days?", "document_id": theirs, "mode": "closed_book"})
+    assert refused.json()["code"] == "extractor_unavailable"
+
+
+async def test_nobody_learns_from_a_foreign_document(api: Api) -> None:
+    mine = await indexed(api)
+    foreign, absent = [
+        await api.stranger.post("/extractors", json={"questions": [question(document)]}) for document in (mine, "doc_absent")
+    ]
+    assert told(foreign) == told(absent)
+    assert foreign.json()["code"] == "invalid_questions"
+    job = (await api.client.post("/extractors", json={"questions": [question(mine)]})).json()
+    assert (await api.stranger.get("/extractors")).json() == {"items": [], "jobs": []}
+    assert (await api.stranger.get(f"/jobs/{job['id']}")).json()["code"] == "job_not_found"
+
+
+async def test_what_the_systems_extractor_was_trained_on_is_the_operators_to_see(api: Api) -> None:
+    operator = await api.client_with("admin", tenant="default")
+    document = await indexed(api, "The operator's.", tenant="default", client=operator)
+    job = (await operator.post("/extractors", json={"questions": [question(document)], "owner": "system"})).json()
+    made = await published(api, "shared", owner="system", job_id=job["id"])
+    shown, theirs = [(await client.get(f"/extractors/{made}")).json() for client in (operator, api.client)]
+    assert ([each["document_id"] for each in shown["documents"]], shown["job_id"]) == ([document], job["id"])
+    assert (theirs["documents"], theirs["job_id"]) == ([], None)
 
 
 async def test_a_foreign_document_is_not_listed(api: Api) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import anyio
 import httpx2
 
+from kmserve_client import extractors as extracting
 from kmserve_client import operations, streams
 from kmserve_client.connection import DEFAULT_URL, Endpoint, connection_failed, reply_of
 from kmserve_client.effects import Call, Effect, Emit, Flow, NextEvent, Open, Pause, Reply, StreamFlow
@@ -59,6 +60,14 @@ class AsyncClient:
     retry = awaitable(operations.retry)
     delete = awaitable(operations.delete)
     job = awaitable(operations.job)
+    wait_for_job = awaitable(operations.wait_for_job)
+    cancel_job = awaitable(operations.cancel_job)
+    train_extractor = awaitable(extracting.train_extractor)
+    extractors = awaitable(extracting.extractors)
+    extractor = awaitable(extracting.extractor)
+    activate_extractor = awaitable(extracting.activate_extractor)
+    deactivate_extractor = awaitable(extracting.deactivate_extractor)
+    delete_extractor = awaitable(extracting.delete_extractor)
     ask = awaitable(operations.ask)
     ask_stream = iterating(streams.ask_stream)
     search = awaitable(operations.search)

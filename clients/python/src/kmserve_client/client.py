@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import httpx2
 
+from kmserve_client import extractors as extracting
 from kmserve_client import operations, streams
 from kmserve_client.connection import DEFAULT_URL, Endpoint, connection_failed, reply_of
 from kmserve_client.effects import Call, Effect, Emit, Flow, NextEvent, Open, Pause, Reply, StreamFlow
@@ -59,6 +60,14 @@ class Client:
     retry = blocking(operations.retry)
     delete = blocking(operations.delete)
     job = blocking(operations.job)
+    wait_for_job = blocking(operations.wait_for_job)
+    cancel_job = blocking(operations.cancel_job)
+    train_extractor = blocking(extracting.train_extractor)
+    extractors = blocking(extracting.extractors)
+    extractor = blocking(extracting.extractor)
+    activate_extractor = blocking(extracting.activate_extractor)
+    deactivate_extractor = blocking(extracting.deactivate_extractor)
+    delete_extractor = blocking(extracting.delete_extractor)
     ask = blocking(operations.ask)
     ask_stream = iterating(streams.ask_stream)
     search = blocking(operations.search)

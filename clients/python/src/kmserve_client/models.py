@@ -29,14 +29,22 @@ class Progress(Value):
 
 
 class Job(Value):
+    """`document_id` is what an ingest or a training is about, `extractor_id` what the training of an extractor has published."""
+
     id: str
     kind: str
     state: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    document_id: str | None = None
+    extractor_id: str | None = None
     stage: str | None = None
     progress: Progress | None = None
     metrics: dict[str, Any] = Field(default_factory=dict)
     error: Failure | None = None
     attempt: int = 0
+
+    @property
+    def under_way(self) -> bool:
+        return self.state in UNDER_WAY
 
 
 class Module(Value):
@@ -86,13 +94,61 @@ class Removed(Value):
     jobs: int
 
 
+class TrainedExtractor(Value):
+    """An extractor that learned from a deleted document: what it learned stays in its weights until it is deleted itself."""
+
+    id: str
+    owner: str
+    name: str | None
+    active: bool
+
+
 class Receipt(Value):
-    """Proof of a deletion. `complete` is false while the server still has to remove a part, which it does by itself."""
+    """Proof of a deletion. `complete` is false while the server still has to remove a part, which it does by itself. `extractors` were
+    trained on the document and are still there."""
 
     document_id: str
     deleted_at: float
     complete: bool
     removed: Removed
+    extractors: list[TrainedExtractor] = Field(default_factory=list)
+
+
+class TrainedOn(Value):
+    document_id: str
+    revision_id: str
+
+
+class Extractor(Value):
+    """A published knowledge extractor, yours or the system's. `worn_by`: how many of your documents are answered by a module that wears
+    its `lora`."""
+
+    id: str
+    owner: str
+    name: str | None
+    active: bool
+    lora: str
+    composition: str
+    scope: str
+    gate: dict[str, Any] = Field(default_factory=dict)
+    documents: list[TrainedOn] = Field(default_factory=list)
+    worn_by: int = 0
+    job_id: str | None = None
+    row_version: int = 0
+    created_at: float
+
+
+class Switched(Extractor):
+    """`retraining`: how many documents are trained again for what answers now; they answer as before meanwhile."""
+
+    retraining: int
+
+
+class Extractors(Value):
+    """Newest first; `jobs` are the trainings of yours that are under way."""
+
+    items: list[Extractor]
+    jobs: list[Job]
 
 
 class Citation(Value):

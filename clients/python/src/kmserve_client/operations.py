@@ -104,6 +104,25 @@ def job(job_id: str) -> Flow[Job]:
     return (yield from one(Job, Call(method="GET", path=f"/jobs/{job_id}", repeatable=True)))
 
 
+def wait_for_job(job_id: str, *, timeout: float | None = None) -> Flow[Job]:
+    """Wait until the job has ended, well or not. Raises WaitTimeout after `timeout` seconds (the work goes on)."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        seconds = LONG_POLL_SECONDS if deadline is None else max(0.0, min(LONG_POLL_SECONDS, deadline - time.monotonic()))
+        params = {"wait": f"{seconds:.0f}"}
+        call = Call(method="GET", path=f"/jobs/{job_id}", params=params, repeatable=True, timeout=seconds + 30.0)
+        known = yield from one(Job, call)
+        if not known.under_way:
+            return known
+        if deadline is not None and time.monotonic() >= deadline:
+            raise WaitTimeout(f"{job_id} is {known.state} after {timeout:g} s")
+
+
+def cancel_job(job_id: str) -> Flow[Job]:
+    """Stop a job: at once if it is queued, else within seconds."""
+    return (yield from one(Job, Call(method="POST", path=f"/jobs/{job_id}/cancel", repeatable=True)))
+
+
 class AskOptions(TypedDict, total=False):
     """What is left out takes the server's default. `score` asks for the log-probabilities of given answers as well (the key needs
     the scope `evaluate`)."""

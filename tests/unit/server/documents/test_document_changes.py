@@ -10,12 +10,13 @@ from sqlalchemy import func, select
 
 from server.background import housework
 from server.db import jobs
-from server.db.tables import Audit, Document, Job, JobKind, JobState, Module, Passage, Revision
+from server.db.tables import Audit, Document, ExtractorDocument, ExtractorQuestion, Job, JobKind, JobState, Module, Passage, Revision
 from server.errors import IndexUnavailable, Starting
 from server.jobs import ingest_records
 from server.parts import Loading
 from server.transactions import writing
 from tests.support.api import ACME, Api, document_row
+from tests.support.extracting import indexed, published, question
 
 TABLES = (Document, Revision, Passage, Module, Job)
 
@@ -118,6 +119,44 @@ async def test_a_deleted_document_is_not_found(api: Api, path: str) -> None:
     assert (response.status_code, response.json()["code"]) == (404, "document_not_found")
     assert (await api.client.delete(f"/documents/{document['id']}")).json()["code"] == "document_not_found"
     assert (await api.client.get(f"/jobs/{job_id}")).json()["code"] == "job_not_found"
+
+
+async def test_the_receipt_names_extractors_that_were_trained_on_the_document(api: Api) -> None:
+    operator = await api.client_with("admin", tenant="default")
+    document, other = [await indexed(api, text, tenant="default", client=operator) for text in ("One.", "Two.")]
+    made = []
+    for owner, name in (("default", "Ours"), ("system", "Everybody's")):
+        body = {"questions": [question(document), question(other)], "owner": owner, "name": name}
+        job = (await operator.post("/extractors", json=body)).json()
+        made.append(await published(api, name[0], owner=owner, name=name, active=owner == "system", job_id=job["id"]))
+        await writing(api.parts.database, jobs.claim, JobKind.EXTRACTOR, "test", 60.0)
+        await writing(api.parts.database, jobs.succeed, job["id"], 1)
+    receipt = (await operator.delete(f"/documents/{document}")).json()
+    assert receipt["complete"]
+    assert receipt["extractors"] == [
+        {"id": made[0], "owner": "default", "name": "Ours", "active": False},
+        {"id": made[1], "owner": "system", "name": "Everybody's", "active": True},
+    ]
+    shown = (await operator.get(f"/extractors/{made[0]}")).json()
+    assert {each["document_id"] for each in shown["documents"]} == {document, other}, "it was trained on it all the same"
+
+
+async def test_deleting_a_document_stops_the_training_of_an_extractor_on_it(api: Api) -> None:
+    document = await indexed(api)
+    started, waiting = [(await api.client.post("/extractors", json={"questions": [question(document)]})).json()["id"] for _ in range(2)]
+    await writing(api.parts.database, jobs.claim, JobKind.EXTRACTOR, "test", 60.0)
+    left = api.parts.settings.root / "work" / ACME / "extractors" / started
+    left.mkdir(parents=True)
+    (left / "spec.json").write_text("the document's text")
+    receipt = (await api.client.delete(f"/documents/{document}")).json()
+    assert (receipt["complete"], receipt["extractors"]) == (False, [])
+    assert await writing(api.parts.database, jobs.heartbeat, started, 1, 60.0), "the worker is told to stop"
+    assert (await api.client.get(f"/jobs/{waiting}")).json()["state"] == "cancelled"
+    await writing(api.parts.database, jobs.cancelled, started, 1)
+    await housework(api.parts)
+    assert files(api) == []
+    gone = (*TABLES[:-1], ExtractorDocument, ExtractorQuestion)
+    assert await api.sql(lambda session: [session.scalars(select(table)).all() for table in gone]) == [[]] * len(gone)
 
 
 async def test_the_bytes_of_a_deleted_document_can_be_uploaded_again(api: Api) -> None:

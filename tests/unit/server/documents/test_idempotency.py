@@ -79,7 +79,7 @@ async def test_a_request_cancelled_after_its_reservation_was_committed_frees_the
             await asyncio.sleep(3600)
         return outcome
 
-    monkeypatch.setattr("server.documents.routes.writing", writing_that_tells_late)
+    monkeypatch.setattr("server.idempotent.writing", writing_that_tells_late)
     request = asyncio.create_task(post(api))
     await committed.wait()
     request.cancel()
