@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from server.engine.prompt import ANSWER_BARE, ANSWER_PASSAGES
 from worker.synthesis.prompts import RECITE, RECITE_TITLE, SUMMARIZE, SUMMARIZE_TITLE
@@ -16,6 +16,8 @@ from worker.synthesis.questions import parse_pairs
 from worker.synthesis.texts import TextPair
 from worker.synthesis.windows import chunks, windows
 from worker.training.recipe import Recipe
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +66,9 @@ def synthesise(
     summaries = [_summary_ask(part, i, n, recipe, seed) for i, part in enumerate(parts) for n in range(recipe.summaries)]
     questions = [_question_ask(piece, i, n, recipe, seed) for i, piece in enumerate(pieces) for n in range(recipe.questions)]
     asks = _spread([*summaries, *questions], recipe.max_synthesis)
-    texts = _generated(asks, generate, store, step)
+    texts = generated(asks, generate, store, step)
     pairs, dropped = _pairs(asks, texts, title)
-    pairs += [pair for piece in pieces for pair in _recitations(piece, title, recipe.recitations)]
+    pairs += _spread([pair for piece in pieces for pair in _recitations(piece, title, recipe.recitations)], recipe.max_synthesis)
     unique = list({(pair.kind, pair.student_instruction, pair.target): pair for pair in pairs}.values())
     kinds = {kind: sum(pair.kind == kind for pair in unique) for kind in ("question", "summary", "recitation")}
     counts = {**kinds, "generations": len(asks), "dropped": dropped, "duplicates": len(pairs) - len(unique)}
@@ -101,30 +103,34 @@ def _question_ask(piece: str, index: int, n: int, recipe: Recipe, seed: int) -> 
     )
 
 
-def _spread(asks: list[Ask], limit: int) -> list[Ask]:
-    if len(asks) <= limit:
-        return asks
-    return [asks[i * len(asks) // limit] for i in range(limit)]
+def _spread(items: list[Item], limit: int) -> list[Item]:
+    if len(items) <= limit:
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]
 
 
-def _generated(asks: Sequence[Ask], generate: Generator, store: Path, step: Callable[[int, int], None]) -> dict[str, str]:
+def generated(asks: Sequence[Ask], generate: Generator, store: Path, step: Callable[[int, int], None]) -> dict[str, str]:
+    """Texts by the asks' keys. What `store` (JSON lines) holds is not generated again; a text is kept there before it is used."""
     done = _stored(store)
     missing = [ask for ask in asks if ask.key not in done]
-    step(len(asks) - len(missing), len(asks))
+    left = len(missing)
+    step(len(asks) - left, len(asks))
     store.parent.mkdir(parents=True, exist_ok=True)
     with store.open("a", encoding="utf-8") as file:
         if store.stat().st_size:
             file.write("\n")  # ends a line that a kill tore
 
         def keep(index: int, text: str) -> None:
+            nonlocal left
             done[missing[index].key] = text
             file.write(json.dumps({missing[index].key: text}) + "\n")
             file.flush()
-            step(sum(ask.key in done for ask in asks), len(asks))
+            left -= 1
+            step(len(asks) - left, len(asks))
 
         if missing:
             generate(missing, keep)
-            step(sum(ask.key in done for ask in asks), len(asks))  # raises if the generator was told to stop
+            step(len(asks) - left, len(asks))  # raises if the generator was told to stop
     return done
 
 

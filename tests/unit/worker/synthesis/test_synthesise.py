@@ -132,6 +132,14 @@ def test_a_long_document_is_asked_about_evenly(store: Path) -> None:
     assert all(0 < later - earlier < 4 for earlier, later in pairwise(numbers))
 
 
+def test_so_is_what_it_recites(store: Path) -> None:
+    text = "\n\n".join(f"The gate number {i} is painted in colour {i} of the house." for i in range(60))
+    recipe = Recipe(preset="quick", objective="mixed", chunk_tokens=4000, window_tokens=20, recitations=2, max_synthesis=40)
+    recited = [int(pair.context.split()[3]) for pair in run(store, Writer(), recipe, text=text).pairs]
+    assert len(recited) == 40
+    assert all(0 <= later - earlier < 3 for earlier, later in pairwise(recited))
+
+
 def test_a_text_without_sentences_gives_nothing(store: Path) -> None:
     made = run(store, Writer(), text="# Title\n")
     assert [pair for pair in made.pairs if pair.kind != "summary"] == []
