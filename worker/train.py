@@ -112,6 +112,7 @@ def _run(directory: Path, spec: dict[str, Any], reporter: Reporter, cores: CpuSh
 
 def _run_module(directory: Path, spec: dict[str, Any], reporter: Reporter, cores: CpuShare) -> None:
     from server.engine.options import EngineOptions
+    from worker.training.guard import guard_store
     from worker.training.pipeline import TrainingSpec, train
     from worker.training.recipe import recipe_for
 
@@ -127,6 +128,7 @@ def _run_module(directory: Path, spec: dict[str, Any], reporter: Reporter, cores
         directory=directory,
         attempt=spec["attempt"],
         extractor=artefact_ref(spec.get("extractor")),
+        guard_answers=guard_store(Path(spec["base"]["models_dir"]), base),
     )
     options = EngineOptions(max_batch=recipe.synthesis_batch, cores=cores)
     nearest = Nearest([passage["text"] for passage in spec["passages"]], embedder_of(spec))

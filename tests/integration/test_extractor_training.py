@@ -12,7 +12,7 @@ import torch
 
 from server.engine.base_model import BaseModel, adapted_layers
 from server.engine.options import EngineOptions
-from server.engine.request import ArtefactRef, EngineRequest
+from server.engine.request import ArtefactRef, EngineRequest, Scope
 from server.engine.score import score_batch
 from server.errors import GateNotPassed, InvalidInput, NothingToLearn
 from server.modules.artefact import Artefact, read_artefact, write_artefact
@@ -22,6 +22,7 @@ from worker.extractor.examples import Answered, Asked, Draw, Taught
 from worker.extractor.pipeline import ExtractorGate, ExtractorSpec, TrainedExtractor, train_extractor
 from worker.extractor.recipe import ExtractorRecipe
 from worker.training.fit import Stopped
+from worker.training.recipe import ScopeName
 
 RECIPE = ExtractorRecipe(rank=4, alpha=4.0, dropout=0.0, learning_rate=1e-2, max_steps=12, batch_size=4, micro_batch=4, evaluate_every=4)
 COLOURS = ("red", "blue", "green")
@@ -38,12 +39,14 @@ def written(base: BaseModel, directory: Path, artefact: Artefact) -> ArtefactRef
     )
 
 
-def module(base: BaseModel, directory: Path, seed: int, wears: str | None = None) -> ArtefactRef:
-    made = tiny_artefact(base, seed, size=0.3)
+def module(base: BaseModel, directory: Path, seed: int, wears: str | None = None, scope: Scope = Scope.ALL) -> ArtefactRef:
+    made = tiny_artefact(base, seed, size=0.3, scope=scope)
     return written(base, directory, replace(made, manifest=replace(made.manifest, wears=wears)))
 
 
-def documents(base: BaseModel, folder: Path, wears: str | None = None, modules: bool = True) -> tuple[Taught, ...]:
+def documents(
+    base: BaseModel, folder: Path, wears: str | None = None, modules: bool = True, scope: Scope = Scope.ALL
+) -> tuple[Taught, ...]:
     def passages(colour: str) -> Callable[[str, int], Sequence[str]]:
         return lambda question, k: [f"The gate is {colour}."]
 
@@ -52,7 +55,7 @@ def documents(base: BaseModel, folder: Path, wears: str | None = None, modules: 
             name=colour,
             questions=tuple(Asked(question=f"Which colour has gate {n}?", answers=(f"it is all {colour}",)) for n in range(3)),
             passages=passages(colour),
-            module=module(base, folder / colour, seed, wears) if modules else None,
+            module=module(base, folder / colour, seed, wears, scope) if modules else None,
         )
         for seed, colour in enumerate(COLOURS)
     )
@@ -94,15 +97,18 @@ def test_an_extractor_learns_its_lora_and_its_weights(base: BaseModel, tmp_path:
     assert all(torch.equal(base.model.state_dict()[name], tensor) for name, tensor in before.items())
 
 
-def test_the_engine_serves_the_losses_that_were_trained(base: BaseModel, tmp_path: Path) -> None:
-    """Mixed rows of modules and none: the trainer's formula and the engine's are one."""
-    taught = documents(base, tmp_path)
-    trained = train(base, tmp_path, taught)
+@pytest.mark.parametrize("scope", ["all", "answer"])
+def test_the_engine_serves_the_losses_that_were_trained(base: BaseModel, tmp_path: Path, scope: ScopeName) -> None:
+    """Mixed rows of modules and none, with passages and without: the trainer's formula and the engine's are one."""
+    recipe = replace(RECIPE, scope=scope)
+    taught = documents(base, tmp_path, scope=Scope(scope))
+    trained = train(base, tmp_path, taught, recipe)
+    assert trained.artefact.scope == scope
     extractor = proven(base, trained.artefact)
     examples = list(Draw(taught, range(3), RECIPE, base.tokenizer, min(base.eos_ids)).held_out(0))
     assert len({example.module for example in examples}) > 2
     modules = {number: proven(base, document.module) for number, document in enumerate(taught) if document.module is not None}
-    with composed(base, replace(RECIPE, learn="weights"), 0, modules, extractor) as student:
+    with composed(base, replace(recipe, learn="weights"), 0, modules, extractor) as student:
         student.train(False)
         with torch.no_grad():
             losses = [float(student.loss([example])) for example in examples]
@@ -140,6 +146,16 @@ def test_worn_modules_are_right_only_over_their_extractors_lora(base: BaseModel,
     mixed = [replace(worn[0], module=module(base, tmp_path / "bare", 9)), *worn[1:]]
     with pytest.raises(InvalidInput, match="wear different extractors"):
         train(base, tmp_path, mixed)
+
+
+def test_modules_of_another_scope_are_not_mixed_in(base: BaseModel, tmp_path: Path) -> None:
+    answer = replace(RECIPE, scope="answer")
+    with pytest.raises(InvalidInput, match="modules have scope `all` and the recipe has scope `answer`"):
+        train(base, tmp_path, documents(base, tmp_path), answer)
+    reader = train(base, tmp_path / "reader", documents(base, tmp_path / "bare", modules=False), answer).artefact
+    weights = replace(RECIPE, learn="weights")
+    with pytest.raises(InvalidInput, match="starts from has scope `answer` and the recipe has scope `all`"):
+        train(base, tmp_path, documents(base, tmp_path / "worn", wears=reader.digest), weights, start=reader)
 
 
 def test_one_that_learns_nothing_is_not_published(base: BaseModel, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.support.tiny_document import CHUNKS, Bench, bench, document, float64_base, pair
 from worker.training.examples import Example
 from worker.training.objectives.registry import OBJECTIVES
-from worker.training.recipe import HiddenTerm, ObjectiveName, Positions, Recipe
+from worker.training.recipe import HiddenTerm, ObjectiveName, Positions, Recipe, ScopeName
 
 RECIPE = Recipe(preset="quick", objective="mixed", rank=2, alpha=3.0, chunk_tokens=40)
 STEP = 1e-6
@@ -21,20 +21,23 @@ PAIRS = [pair(kind, CHUNKS[i % 3], f"Fact {i}.", f"Say {i}.") for kind in ("summ
 
 
 @pytest.mark.parametrize(
-    ("name", "hidden_term", "positions"),
+    ("name", "hidden_term", "positions", "scope"),
     [
-        ("lm", "mean", "shifted"),
-        ("pit", "mean", "shifted"),
-        ("ddcd", "mean", "shifted"),
-        ("ddcd", "mean_with_embeddings", "unshifted"),
-        ("sdcd", "mean", "shifted"),
-        ("sdcd", "sum", "shifted"),
-        ("mixed", "mean", "shifted"),
+        ("lm", "mean", "shifted", "all"),
+        ("pit", "mean", "shifted", "all"),
+        ("ddcd", "mean", "shifted", "all"),
+        ("ddcd", "mean_with_embeddings", "unshifted", "all"),
+        ("sdcd", "mean", "shifted", "all"),
+        ("sdcd", "sum", "shifted", "all"),
+        ("mixed", "mean", "shifted", "all"),
+        ("mixed", "mean", "shifted", "answer"),
     ],
 )
-def test_it_is_the_slope_of_the_loss(tmp_path: Path, name: ObjectiveName, hidden_term: HiddenTerm, positions: Positions) -> None:
+def test_it_is_the_slope_of_the_loss(
+    tmp_path: Path, name: ObjectiveName, hidden_term: HiddenTerm, positions: Positions, scope: ScopeName
+) -> None:
     """Along a random direction in every factor."""
-    recipe = replace(RECIPE, objective=name, hidden_term=hidden_term, positions=positions)
+    recipe = replace(RECIPE, objective=name, hidden_term=hidden_term, positions=positions, scope=scope)
     batch = OBJECTIVES[name].data(document(pairs=PAIRS), recipe, 0).training[:3]
     source = torch.Generator().manual_seed(1)
     with bench(tmp_path, recipe, float64_base()) as tried:

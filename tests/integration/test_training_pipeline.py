@@ -42,7 +42,8 @@ class Writer:
             if self._should_stop():
                 return
             Writer.asked.append(ask)
-            on_finished(index, f" Which gate has colour {ask.context.split()[2]}?\nAnswer: The gate {ask.context.split()[2]}\n")
+            number = ask.context.split()[2] if ask.context else "of no document"
+            on_finished(index, f" Which gate has colour {number}?\nAnswer: The gate {number}\n")
 
 
 @pytest.fixture(autouse=True)
@@ -192,6 +193,33 @@ def test_every_objective_makes_a_module_that_resumes_to_the_same(tmp_path: Path,
     parts = Job(tmp_path / "parts", base, recipe)
     with pytest.raises(Stopped):
         parts.attempt(("fitting", 5))
+    assert parts.attempt().artefact.digest == trained.artefact.digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"with_passages": 0.5}, {"with_passages": 3, "guard": 0}),
+        ({"guard": 0.25}, {"with_passages": 0, "guard": 5}),
+        ({"scope": "answer", "with_passages": 1.0}, {"with_passages": 6}),
+        ({"teacher_cache_bytes": 30_000}, {"teacher_states": 1, "left_out": 8}),
+    ],
+    ids=["passages", "guard", "scope", "small-cache"],
+)
+def test_a_recipe_of_more_makes_a_module_that_resumes_to_the_same(
+    tmp_path: Path, base: BaseModel, changes: dict[str, Any], told: dict[str, int]
+) -> None:
+    recipe = replace(SMALL, gate_improvement=-1.0, **changes)
+    whole = Job(tmp_path / "whole", base, recipe)
+    trained = whole.attempt()
+    manifest: dict[str, Any] = json.loads((trained.artefact.directory / "manifest.json").read_text())
+    assert sum(file.stat().st_size for file in (tmp_path / "whole" / "teacher").iterdir()) <= recipe.teacher_cache_bytes
+    assert {name: manifest["data"][name] for name in told} == told
+    assert manifest["scope"] == trained.artefact.scope == recipe.scope
+    parts = Job(tmp_path / "parts", base, recipe)
+    for stop_at in (("teaching", whole.steps("teaching")[1]), ("fitting", 5)):
+        with pytest.raises(Stopped):
+            parts.attempt(stop_at)
     assert parts.attempt().artefact.digest == trained.artefact.digest
 
 

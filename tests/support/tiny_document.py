@@ -36,7 +36,15 @@ def pair(kind: str, chunk: str, target: str, student: str = f'Summarize "{TITLE}
 
 
 def document(text: str = TEXT, pairs: Sequence[TextPair] = (), chunks: Sequence[str] = CHUNKS) -> Source:
-    return Source(text=text, title=TITLE, chunks=chunks, pairs=pairs, tokenizer=byte_tokenizer(), end_of_turn=EOS)
+    return Source(
+        text=text,
+        title=TITLE,
+        chunks=chunks,
+        pairs=pairs,
+        tokenizer=byte_tokenizer(),
+        end_of_turn=EOS,
+        retrieve=lambda question: chunks[:2],
+    )
 
 
 def float64_base() -> BaseModel:

@@ -31,6 +31,7 @@ from server.modules.digest import composition_digest, lora_digest
 from server.modules.manifest import ArtefactKind, parse_manifest
 from server.modules.peft_format import tensor_names
 from worker.evaluation.documents import Document
+from worker.training.guard import guard_store
 from worker.training.pipeline import TrainingSpec, train
 from worker.training.recipe import Recipe, as_json, recipe_for
 
@@ -118,6 +119,7 @@ class TrainedArtefacts:
             directory=folder,
             attempt=1,
             extractor=worn_ke,
+            guard_answers=guard_store(self._cache, self._base),
         )
         trained = train(
             self._base,
@@ -146,24 +148,35 @@ class TrainedArtefacts:
 
 def extractor_of(directory: Path) -> ArtefactRef:
     """The reference of an extractor's directory by the digests that its files have. Raises ArtefactUnavailable."""
+    return _described(directory, ArtefactKind.KNOWLEDGE_EXTRACTOR)
+
+
+def module_of(directory: Path) -> ArtefactRef:
+    """The same of a knowledge module's."""
+    return _described(directory, ArtefactKind.KNOWLEDGE_MODULE)
+
+
+def _described(directory: Path, kind: ArtefactKind) -> ArtefactRef:
+    composition = None
     try:
         described = (directory / MANIFEST).read_bytes()
         manifest = parse_manifest(described)
-        if manifest.kind != ArtefactKind.KNOWLEDGE_EXTRACTOR:
-            raise ValueError("it is a knowledge module")
+        if manifest.kind != kind:
+            raise ValueError(f"it is a {manifest.kind.replace('_', ' ')}")
         tensors = safetensors.torch.load_file(directory / ADAPTER)
-        weights = safetensors.torch.load_file(directory / COMPOSITION)
         a, b = ({layer: tensors[tensor_names(layer)[side]] for layer in manifest.targets} for side in (0, 1))
-        composition = Composition(layers=manifest.targets, w_km=weights["w_km"], w_ke=weights["w_ke"])
+        if kind == ArtefactKind.KNOWLEDGE_EXTRACTOR:
+            weights = safetensors.torch.load_file(directory / COMPOSITION)
+            composition = Composition(layers=manifest.targets, w_km=weights["w_km"], w_ke=weights["w_ke"])
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise ArtefactUnavailable(f"{directory} holds no knowledge extractor: {error}") from None
+        raise ArtefactUnavailable(f"{directory} holds no {kind.replace('_', ' ')}: {error}") from None
     lora = lora_digest(a, b, manifest)
     return ArtefactRef(
         digest=lora,
         manifest_sha256=hashlib.sha256(described).hexdigest(),
         directory=directory,
         scope=Scope(manifest.scope),
-        composition=composition_digest(composition, lora),
+        composition=None if composition is None else composition_digest(composition, lora),
     )
 
 

@@ -8,7 +8,7 @@ Learned are A_ke, B_ke, w_km and w_ke, or the weights alone over an extractor th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,9 +19,9 @@ from server.modules.artefact import Artefact
 from server.modules.composition import Composition
 from worker.extractor.recipe import ExtractorRecipe
 from worker.training.blockwise import nll_from_states
-from worker.training.states import head_of, target_states
+from worker.training.states import head_of, prompt_states
 from worker.training.student import Student
-from worker.training.worn import Wearing, like, wearing
+from worker.training.worn import Wearing, like, taken_off, wearing
 
 W_KM, W_KE = "w_km", "w_ke"
 
@@ -101,11 +101,17 @@ class Composed:
     def loss(self, batch: Sequence[Any]) -> Tensor:
         """Mean negative log-likelihood of the answers' tokens."""
         self._wear([example.module for example in batch])
-        prompts, targets = [e.student.ids for e in batch], [e.target for e in batch]
-        device = self._base.device
-        final = target_states(self._base.model.base_model, prompts, targets, device, alike=self._modules is None)[-1]
+        prompts, targets = [e.student for e in batch], [e.target for e in batch]
+        device, body = self._base.device, self._base.model.base_model
+        unworn = self._nothing_on if self._recipe.scope == "answer" else None
+        final = prompt_states(body, prompts, targets, device, unworn=unworn, alike=self._modules is None)[-1]
         tokens = torch.tensor([token for target in targets for token in target], device=device)
         return nll_from_states(final, tokens, head_of(self._base.model))
+
+    @contextmanager
+    def _nothing_on(self) -> Iterator[None]:
+        with self.student.bare() if self.student is not None else nullcontext(), taken_off(self.wearings):
+            yield
 
     def _wear(self, documents: Sequence[int]) -> None:
         if self._modules is not None:

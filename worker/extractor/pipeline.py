@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from server.engine.base_model import BaseModel, adapted_layers
-from server.engine.request import ArtefactRef, Scope
+from server.engine.request import ArtefactRef
 from server.errors import GateNotPassed, InvalidInput, NothingToLearn
 from server.modules.artefact import Artefact, read_artefact, write_artefact
 from server.modules.composition import Composition
@@ -133,7 +133,27 @@ def _modules(base: BaseModel, spec: ExtractorSpec) -> dict[int, Artefact]:
         )
     if len({(module.manifest.rank, module.manifest.targets) for module in found.values()}) > 1:
         raise InvalidInput("the documents' modules differ in rank or layers: train them with one recipe first")
+    _check_scopes(spec)
     return found
+
+
+def _check_scopes(spec: ExtractorSpec) -> None:
+    """Adapters of different scopes are not trained together: each has learned from states that the other has not made.
+
+    Raises InvalidInput.
+    """
+    for name, ref in (("documents' modules have", next(_other(spec), None)), ("extractor that training starts from has", spec.start)):
+        if ref is not None and ref.scope != spec.recipe.scope:
+            raise InvalidInput(
+                f"the {name} scope `{ref.scope}` and the recipe has scope `{spec.recipe.scope}`: "
+                f"name the scope `{ref.scope}` in the recipe, or train the others with the recipe's first"
+            )
+
+
+def _other(spec: ExtractorSpec) -> Iterator[ArtefactRef]:
+    """Modules of another scope than the recipe's."""
+    modules = (document.module for document in spec.documents)
+    return (module for module in modules if module is not None and module.scope != spec.recipe.scope)
 
 
 def _read(base: BaseModel, ref: ArtefactRef) -> Artefact:
@@ -196,7 +216,7 @@ def _write(
         rank=recipe.rank if kept is None else kept.rank,
         alpha=recipe.alpha if kept is None else kept.alpha,
         targets=tuple(sorted(result.a)),
-        scope=Scope.ALL,
+        scope=recipe.scope,
         wears=None,
         document_revision=None,
         objective=OBJECTIVE,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Literal, get_args
 
 from server.errors import InvalidInput
-from worker.training.recipe import Schedule
+from worker.training.recipe import Schedule, ScopeName
 
 Learn = Literal["all", "weights"]
 """A lora and the weights over it, or, over a lora that modules wear already, the weights alone."""
@@ -52,8 +52,9 @@ def extractor_recipe(overrides: Mapping[str, Any], *, modules: bool) -> Extracto
     for name, value in overrides.items():
         _check_type(name, value, getattr(start, name))
     recipe = replace(start, **overrides)
-    if recipe.learn not in get_args(Learn):
-        raise InvalidInput(f"unknown learn {recipe.learn!r} in the recipe: use one of {', '.join(get_args(Learn))}")
+    for name, words in (("learn", Learn), ("scope", ScopeName)):
+        if (chosen := getattr(recipe, name)) not in get_args(words):
+            raise InvalidInput(f"unknown {name} {chosen!r} in the recipe: use one of {', '.join(get_args(words))}")
     for name in _SHARES:
         if not 0 <= getattr(recipe, name) <= 1:
             raise InvalidInput(f"{name} is a share: use a number from 0 to 1")

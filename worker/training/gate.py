@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from server.engine.prompt import Prompt, answer_prompt, plain_ids
@@ -14,12 +14,10 @@ from server.modules.artefact import Artefact
 from worker.synthesis.texts import TextPair
 from worker.training.examples import Example
 from worker.training.fit import Loss, held_out_loss
+from worker.training.passages import Retrieve
 from worker.training.recipe import Recipe
 from worker.training.states import token_nll
 from worker.training.student import Student
-
-Retrieve = Callable[[str], Sequence[str]]
-"""Question -> passages of the document, best last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +86,5 @@ def _mean_nll(
 
 def _nll(student: Student, prompt: Prompt, answer: str, bare: bool, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> float:
     target = plain_ids(tokenizer, answer)
-    body: nn.Module = student.body
-    if bare:
-        with student.bare():
-            return token_nll(student.base, body, prompt.ids, target, device)
-    return token_nll(student.base, body, prompt.ids, target, device)
+    with student.bare() if bare else nullcontext():
+        return token_nll(student.base, student.body, prompt, target, device, student.unworn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,22 +13,25 @@ from typing import Any
 
 from server.engine.base_model import BaseModel, adapted_layers
 from server.engine.options import EngineOptions
-from server.engine.request import ArtefactRef, Scope
-from server.errors import GateNotPassed, NothingToLearn
+from server.engine.request import ArtefactRef
+from server.errors import GateNotPassed, InvalidInput, NothingToLearn
 from server.modules.artefact import Artefact, read_artefact, write_artefact
 from server.modules.manifest import ArtefactKind, Manifest
 from worker.synthesis.generator import EngineGenerator
-from worker.synthesis.synthesise import Synthesis, synthesise
-from worker.training.examples import Example
+from worker.synthesis.synthesise import Generator, Synthesis, synthesise
+from worker.training.budget import sizes_of, within_budget
+from worker.training.examples import Example, to_examples
 from worker.training.fit import FitResult, FitState, Loss, fit
-from worker.training.gate import Gate, Retrieve, measure
+from worker.training.gate import Gate, measure
+from worker.training.guard import GUARD, drawn, guard_count, guard_pairs
 from worker.training.objectives.objective import Data, Objective, Source
 from worker.training.objectives.registry import objective_of
+from worker.training.passages import OPEN, Retrieve
 from worker.training.provenance import library_versions, now
 from worker.training.recipe import Recipe, as_json, for_base
 from worker.training.student import Student
 from worker.training.teacher import TeacherCache, run_teacher
-from worker.training.worn import like, module_weights, wearing, worn_extractor
+from worker.training.worn import Wearing, like, module_weights, taken_off, wearing, worn_extractor
 
 logger = logging.getLogger(__name__)
 Report = Callable[[str, int, int, str], None]
@@ -46,6 +50,8 @@ class TrainingSpec:
     attempt: int
     extractor: ArtefactRef | None = None
     """What teacher and student wear, and the module from then on."""
+    guard_answers: Path | None = None
+    """The base's answers to general questions, for all trainings on it; None: in the job's directory, for this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +75,16 @@ def train(
     """
     objective = objective_of(spec.recipe)
     spec = replace(spec, recipe=objective.narrowed(for_base(spec.recipe, base.model.num_parameters())))
-    synthesis = _synthesise(base, spec, options, report, should_stop)
-    data = objective.data(_source(base, spec, synthesis), spec.recipe, spec.seed)
-    if len(data.training) < objective.least or not data.held_out:
-        raise NothingToLearn("The document gave too few usable training texts; it needs at least a few whole sentences.")
     extractor = _extractor(base, spec)
-    with wearing(base.model, [] if extractor is None else [worn_extractor(extractor, like(base))]):
-        return _distil(base, spec, objective, synthesis, data, extractor, retrieve, report, on_gate)
+    generate = EngineGenerator(base, options, should_stop)
+    synthesis = _synthesise(base, spec, generate, report)
+    data, kept = _data(base, spec, objective, synthesis, generate, retrieve, report)
+    worn = [] if extractor is None else [worn_extractor(extractor, like(base))]
+    weight_of = None if extractor is None else module_weights(extractor, like(base))
+    with wearing(base.model, worn):
+        teacher = _teach(base, spec, [*data.held_out, *data.training] if objective.needs_teacher else [], kept, worn, report)
+        student = Student(base.model, spec.recipe, spec.seed, weight_of, worn)
+        return _distil(base, spec, objective, synthesis, data, teacher, student, retrieve, report, on_gate)
 
 
 def _distil(
@@ -84,14 +93,13 @@ def _distil(
     objective: Objective,
     synthesis: Synthesis,
     data: Data,
-    extractor: Artefact | None,
+    teacher: TeacherCache,
+    student: Student,
     retrieve: Retrieve,
     report: Report,
     on_gate: Callable[[Gate], None],
 ) -> Trained:
-    """Teacher and student wear what the base wears."""
-    teacher = _teach(base, spec, [*data.held_out, *data.training] if objective.needs_teacher else [], report)
-    student = Student(base.model, spec.recipe, spec.seed, None if extractor is None else module_weights(extractor, like(base)))
+    """Takes the student off in any case."""
     try:
         loss = partial(objective.loss, student, teacher=teacher, recipe=spec.recipe, device=base.device)
         result = _fit(student, data, loss, spec, report)
@@ -114,24 +122,58 @@ def _distil(
 def _extractor(base: BaseModel, spec: TrainingSpec) -> Artefact | None:
     if spec.extractor is None:
         return None
+    if spec.extractor.scope != spec.recipe.scope:
+        raise InvalidInput(
+            f"The extractor that the module is to wear has scope `{spec.extractor.scope}` and the recipe scope `{spec.recipe.scope}`: "
+            f"train the module with scope `{spec.extractor.scope}`, or activate an extractor of scope `{spec.recipe.scope}`."
+        )
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in adapted_layers(base.model).items()}
     return read_artefact(spec.extractor, base.fingerprint, shapes, max(min(shape) for shape in shapes.values()))
 
 
-def _synthesise(base: BaseModel, spec: TrainingSpec, options: EngineOptions, report: Report, should_stop: Callable[[], bool]) -> Synthesis:
+def _synthesise(base: BaseModel, spec: TrainingSpec, generate: Generator, report: Report) -> Synthesis:
     return synthesise(
         spec.text,
         spec.title,
         spec.recipe,
         spec.seed,
-        EngineGenerator(base, options, should_stop),
+        generate,
         spec.directory / "synthesis.jsonl",
         lambda text: len(base.tokenizer(text, add_special_tokens=False)["input_ids"]),
         lambda done, total: report("synthesising", done, total, "texts"),
     )
 
 
-def _source(base: BaseModel, spec: TrainingSpec, synthesis: Synthesis) -> Source:
+def _data(
+    base: BaseModel,
+    spec: TrainingSpec,
+    objective: Objective,
+    synthesis: Synthesis,
+    generate: Generator,
+    retrieve: Retrieve,
+    report: Report,
+) -> tuple[Data, tuple[int, ...]]:
+    """The examples, with the guard's, as many as the teacher's budget holds, and which of a teacher's states are stored."""
+    data = objective.data(_source(base, spec, synthesis, retrieve), spec.recipe, spec.seed)
+    if len(data.training) < objective.least or not data.held_out:
+        raise NothingToLearn("The document gave too few usable training texts; it needs at least a few whole sentences.")
+    data = _guarded(base, spec, data, synthesis.counts["generations"], generate, report)
+    if not objective.needs_teacher:
+        return data, ()
+    return within_budget(data, sizes_of(base, spec.recipe), spec.recipe.teacher_cache_bytes, objective.least)
+
+
+def _guarded(base: BaseModel, spec: TrainingSpec, data: Data, generations: int, generate: Generator, report: Report) -> Data:
+    """The guard's few answers are generated after the document's texts, which were reported to their end and are so again."""
+    questions = drawn(guard_count(len(data.training), spec.recipe.guard), spec.seed)
+    if not questions:
+        return data
+    store = spec.guard_answers or spec.directory / "guard.jsonl"
+    pairs = guard_pairs(questions, generate, store, lambda done, total: report("synthesising", generations, generations, "texts"))
+    return replace(data, training=[*data.training, *to_examples(base.tokenizer, pairs, min(base.eos_ids))])
+
+
+def _source(base: BaseModel, spec: TrainingSpec, synthesis: Synthesis, retrieve: Retrieve) -> Source:
     return Source(
         text=spec.text,
         title=spec.title,
@@ -139,13 +181,21 @@ def _source(base: BaseModel, spec: TrainingSpec, synthesis: Synthesis) -> Source
         pairs=synthesis.pairs,
         tokenizer=base.tokenizer,
         end_of_turn=min(base.eos_ids),
+        retrieve=retrieve,
     )
 
 
-def _teach(base: BaseModel, spec: TrainingSpec, examples: Sequence[Example], report: Report) -> TeacherCache:
-    cache = TeacherCache(spec.directory / "teacher")
-    body, reading = base.model.base_model, spec.recipe.reading
-    run_teacher(body, examples, cache, base.device, lambda done, total: report("teaching", done, total, "examples"), reading)
+def _teach(
+    base: BaseModel, spec: TrainingSpec, examples: Sequence[Example], kept: Sequence[int], worn: Sequence[Wearing], report: Report
+) -> TeacherCache:
+    """The base as it is worn; under scope `answer` the context is read by the bare one."""
+    cache = TeacherCache(spec.directory / "teacher", kept=kept)
+    unworn = partial(taken_off, worn if spec.recipe.scope == "answer" else ())
+
+    def step(done: int, total: int) -> None:
+        report("teaching", done, total, "examples")
+
+    run_teacher(base.model.base_model, examples, cache, base.device, step, spec.recipe.reading, unworn)
     return cache
 
 
@@ -188,7 +238,7 @@ def _write(base: BaseModel, spec: TrainingSpec, synthesis: Synthesis, result: Fi
         rank=spec.recipe.rank,
         alpha=spec.recipe.alpha,
         targets=tuple(sorted(result.a)),
-        scope=Scope.ALL,
+        scope=spec.recipe.scope,
         wears=None if spec.extractor is None else spec.extractor.digest,
         document_revision=spec.revision_sha256,
         objective=spec.recipe.objective,
@@ -205,4 +255,6 @@ def _write(base: BaseModel, spec: TrainingSpec, synthesis: Synthesis, result: Fi
 
 
 def _counts(data: Data) -> dict[str, int]:
-    return {"training": len(data.training), "held_out": len(data.held_out)}
+    kinds = Counter(example.kind for example in data.training)
+    parts = {"training": len(data.training), "held_out": len(data.held_out), "with_passages": kinds[OPEN], "guard": kinds[GUARD]}
+    return {**parts, **data.counts}

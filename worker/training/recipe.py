@@ -15,6 +15,8 @@ HiddenTerm = Literal["mean", "sum", "mean_with_embeddings"]
 Positions = Literal["shifted", "unshifted"]
 """Where the two sides are compared: at the tokens that predict the target's, or (the authors' code) at the target's own, where the first
 target token is not distilled and what would follow the last one is."""
+ScopeName = Literal["all", "answer"]
+"""Where adapters act: on every token, or from the question's instruction on, so that what stands before it is read by the bare base."""
 Decay = Literal["cosine", "linear"]
 """Of the learning rate after its warm-up: the paper's text, its authors' code."""
 
@@ -33,6 +35,7 @@ class Schedule:
 
     rank: int = 16
     alpha: float = 16.0
+    scope: ScopeName = "all"
     dropout: float = 0.0
     learning_rate: float = 1e-3
     warmup: float = 0.06
@@ -72,6 +75,10 @@ class Recipe(Schedule):
     question_tokens: int = 64
     recitations: int = 0
     """Per window: an opening of the window is given and the rest is the target."""
+    with_passages: float = 0.0
+    """Share of the question examples whose student reads one or two of the document's passages."""
+    guard: float = 0.0
+    """Share of the examples that are general questions with the base's own answers; see worker.training.guard."""
     ddcd_windows: int = 16
     """Random windows for every window's length of the document."""
     ddcd_target: float = 0.5
@@ -80,7 +87,9 @@ class Recipe(Schedule):
     top_p: float = 0.9
     synthesis_batch: int = 32
     max_synthesis: int = 4000
-    """Generations at most per document, spread over it evenly, so that a long document stays affordable."""
+    """Generations at most per document, and recitations at most, spread over it evenly, so that a long document stays affordable."""
+    teacher_cache_bytes: int = 8_000_000_000
+    """The most that the teacher's states take on the disk, see worker.training.budget."""
     gate_improvement: float = 0.2
     """The held-out loss must fall by this share of the untrained student's."""
 
@@ -124,7 +133,9 @@ SMALL_BASE = 1_000_000_000
 PRESETS = {recipe.preset: recipe for recipe in (QUICK, PAPER)}
 
 
-_CHOICES: Final = {"objective": ObjectiveName, "hidden_term": HiddenTerm, "positions": Positions, "decay": Decay}
+_SHARES: Final = {"with_passages": 1.0, "guard": 0.5}
+"""Each with the most that it may be."""
+_CHOICES: Final = {"objective": ObjectiveName, "hidden_term": HiddenTerm, "positions": Positions, "decay": Decay, "scope": ScopeName}
 
 
 def recipe_for(preset: str, overrides: Mapping[str, Any]) -> Recipe:
@@ -138,6 +149,11 @@ def recipe_for(preset: str, overrides: Mapping[str, Any]) -> Recipe:
     for name, words in _CHOICES.items():
         if (chosen := getattr(recipe, name)) not in get_args(words):
             raise InvalidInput(f"unknown {name} {chosen!r} in the recipe: use one of {', '.join(get_args(words))}")
+    for name, most in _SHARES.items():
+        if not isinstance(share := getattr(recipe, name), int | float) or not 0 <= share <= most:
+            raise InvalidInput(f"{name} in the recipe is a share: use a number from 0 to {most}")
+    if not isinstance(recipe.teacher_cache_bytes, int) or recipe.teacher_cache_bytes < 1:
+        raise InvalidInput("teacher_cache_bytes in the recipe is a number of bytes: use a whole number from 1")
     if not 0 < recipe.ddcd_target < 1:
         raise InvalidInput("ddcd_target is a share of a window: use a number between 0 and 1")
     return recipe

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from server.engine.base_model import adapted_layers
-from worker.training.recipe import Schedule
-from worker.training.worn import WeightOf
+from server.engine.prompt import Prompt
+from worker.training.recipe import Reading, Schedule
+from worker.training.states import OURS, prompt_states
+from worker.training.worn import Wearing, WeightOf, taken_off
 
 _PREFIX = "base_model.model."
 _ADAPTER = "default"
@@ -24,8 +26,10 @@ _ADAPTER = "default"
 class Student:
     """`body` is the decoder below the head, adapters included; `a` and `b` are the LoRA factors by layer name."""
 
-    def __init__(self, model: PreTrainedModel, recipe: Schedule, seed: int, weight_of: WeightOf | None = None) -> None:
-        """`weight_of`: what a composition multiplies the trained LoRA's product by in each layer."""
+    def __init__(
+        self, model: PreTrainedModel, recipe: Schedule, seed: int, weight_of: WeightOf | None = None, worn: Sequence[Wearing] = ()
+    ) -> None:
+        """`weight_of`: what a composition multiplies the trained LoRA's product by in each layer. `worn`: what the model wears already."""
         torch.manual_seed(seed)
         config = LoraConfig(
             r=recipe.rank,
@@ -38,6 +42,10 @@ class Student:
         self.base = model
         self.peft: PeftModel = get_peft_model(model, config)
         self.scaling = recipe.alpha / recipe.rank
+        self.unworn = self._nothing_on if recipe.scope == "answer" else None
+        """What bare segments are read within under scope `answer`."""
+        self._worn = worn
+        self._bare = False
         if weight_of is not None:
             self._weigh(weight_of)
 
@@ -65,17 +73,41 @@ class Student:
             layer, side = name.removeprefix(_PREFIX).rpartition(".lora_")[0], name.rpartition(".lora_")[2][0]
             parameter.copy_((a if side == "A" else b)[layer])
 
+    def states(
+        self,
+        prompts: Sequence[Prompt],
+        targets: Sequence[tuple[int, ...]],
+        device: torch.device,
+        *,
+        reading: Reading = OURS,
+        alike: bool = True,
+    ) -> list[Tensor]:
+        """States of layers 1..L [N, H] where they predict the targets' tokens, in the scope of the recipe."""
+        return prompt_states(self.body, prompts, targets, device, unworn=self.unworn, reading=reading, alike=alike)
+
     @contextmanager
     def bare(self) -> Iterator[None]:
-        """Inside, the body is the bare base model."""
-        with self.peft.disable_adapter():
+        """Inside, the trained LoRA is off."""
+        if self._bare:
             yield
+            return
+        self._bare = True
+        try:
+            with self.peft.disable_adapter():
+                yield
+        finally:
+            self._bare = False
 
     def train(self, mode: bool) -> None:
         self.peft.train(mode)
 
     def unload(self) -> Any:
         return self.peft.unload()
+
+    @contextmanager
+    def _nothing_on(self) -> Iterator[None]:
+        with self.bare(), taken_off(self._worn):
+            yield
 
     def _weigh(self, weight_of: WeightOf) -> None:
         for name, module in self.peft.named_modules():

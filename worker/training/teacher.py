@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from worker.training.examples import Example
 from worker.training.recipe import Reading
-from worker.training.states import OURS, shared_prefix, target_states
+from worker.training.states import OURS, Unworn, shared_prefix, target_states
 
 LAYER_DTYPE = torch.bfloat16
 BATCH = 8
@@ -33,23 +34,29 @@ def example_key(example: Example) -> str:
 class TeacherCache:
     """`layers` [L, N, H] and `final` [N, H] of each example, N = its target length."""
 
-    def __init__(self, directory: Path, layer_dtype: torch.dtype = LAYER_DTYPE) -> None:
+    def __init__(self, directory: Path, layer_dtype: torch.dtype = LAYER_DTYPE, kept: Sequence[int] | None = None) -> None:
+        """`kept`: which of the states are stored, the last among them; None: all."""
         self._directory = directory
         self._layer_dtype = layer_dtype
+        self._kept = kept
         directory.mkdir(parents=True, exist_ok=True)
 
     def has(self, example: Example) -> bool:
         return self._path(example).exists()
 
+    def kept(self, states: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Those of a token's states that are stored."""
+        return states if self._kept is None else [states[number] for number in self._kept]
+
     def put(self, example: Example, layers_LNH: Sequence[Tensor]) -> None:
         path = self._path(example)
         temporary = path.with_suffix(".tmp")
-        layers = torch.stack([state.to(self._layer_dtype) for state in layers_LNH])
+        layers = torch.stack([state.to(self._layer_dtype) for state in self.kept(layers_LNH)])
         save_file({"layers": layers.cpu().contiguous(), "final": layers_LNH[-1].cpu().contiguous()}, temporary)
         temporary.rename(path)
 
     def get(self, examples: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor]:
-        """(layers [L, N, H], final [N, H]) of the examples one after the other."""
+        """(layers [L, N, H], final [N, H]) of the examples one after the other, of memory-mapped files: no more than these are read."""
         layers, final = [], []
         for example in examples:
             with safe_open(self._path(example), framework="pt", device="cpu") as file:
@@ -69,24 +76,25 @@ def run_teacher(
     device: torch.device,
     step: Callable[[int, int], None],
     reading: Reading = OURS,
+    unworn: Unworn = nullcontext,
 ) -> None:
-    """Fill the cache. The bare prefix (header and context) of examples that share one is prefilled once for all of them.
+    """Fill the cache. The bare prefix (header and context) of examples that share one is prefilled once for all of them, within `unworn`.
 
     `step(done, total)` is called after every batch and may raise to stop; what is cached stays.
     """
+    examples = list({example_key(example): example for example in examples}.values())
     groups: dict[tuple[int, ...], list[Example]] = {}
     for example in examples:
         if not cache.has(example):
             groups.setdefault(example.context.bare, []).append(example)
     done = len(examples) - sum(len(group) for group in groups.values())
     for bare, group in groups.items():
-        prefix = shared_prefix(body, bare, device)
+        with unworn():
+            prefix = shared_prefix(body, bare, device)
         for start in range(0, len(group), BATCH):
             batch = group[start : start + BATCH]
-            copy = deepcopy(prefix)
-            copy.batch_repeat_interleave(len(batch))
             prompts, targets = [e.context.adapted for e in batch], [e.target for e in batch]
-            states = target_states(body, prompts, targets, device, prefix=copy, reading=reading)
+            states = target_states(body, prompts, targets, device, prefix=deepcopy(prefix).of_rows(len(batch)), reading=reading)
             _store(cache, batch, states)
             done += len(batch)
             step(done, len(examples))

@@ -31,6 +31,7 @@ class Wearing:
         if len({(artefact.manifest.rank, artefact.manifest.targets) for artefact in artefacts}) != 1:
             raise ValueError("the LoRAs worn together must have one rank and the same layers")
         self.rows: Tensor | None = None
+        self.on = True
         self._weight_of = weight_of
         self._a = {layer: _stack([one.a[layer] for one in artefacts], like) for layer in artefacts[0].a}
         self._b = {layer: _stack([one.b[layer] * one.scaling for one in artefacts], like) for layer in artefacts[0].b}
@@ -62,7 +63,8 @@ class WornLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         y = super().forward(input)
         for wearing in self._wearings:
-            y = wearing.add(self._layer, input, y)
+            if wearing.on:
+                y = wearing.add(self._layer, input, y)
         return y
 
 
@@ -77,6 +79,19 @@ def wearing(model: PreTrainedModel, wearings: Sequence[Wearing]) -> Iterator[Non
     finally:
         for name, own in layers.items():
             replace(model, name, own)
+
+
+@contextmanager
+def taken_off(wearings: Sequence[Wearing]) -> Iterator[None]:
+    """Within, those of them that the model wears are not worn."""
+    before = [each.on for each in wearings]
+    for each in wearings:
+        each.on = False
+    try:
+        yield
+    finally:
+        for each, on in zip(wearings, before, strict=True):
+            each.on = on
 
 
 def like(base: BaseModel) -> Tensor:

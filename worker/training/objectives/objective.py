@@ -7,7 +7,7 @@ recipe.ObjectiveName.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from worker.synthesis.texts import TextPair
 from worker.training.examples import Example
+from worker.training.passages import Retrieve
 from worker.training.recipe import Recipe
 from worker.training.student import Student
 from worker.training.teacher import TeacherCache
@@ -33,15 +34,18 @@ class Source:
     pairs: Sequence[TextPair]
     tokenizer: PreTrainedTokenizerBase
     end_of_turn: int
+    retrieve: Retrieve
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """`held_out` decides on early stop, the best step and the gate; `asked` are the pairs behind it that ask something, if any do."""
+    """`held_out` decides on early stop, the best step and the gate; `asked` are the pairs behind it that ask something, if any do.
+    `counts` go into the manifest."""
 
     training: list[Example]
     held_out: list[Example]
     asked: list[TextPair] = field(default_factory=list)
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 class Objective(ABC):
@@ -59,6 +63,8 @@ class Objective(ABC):
             summaries=recipe.summaries if "summary" in self.kinds else 0,
             questions=recipe.questions if "question" in self.kinds else 0,
             recitations=recipe.recitations if "recitation" in self.kinds else 0,
+            with_passages=recipe.with_passages if "question" in self.kinds else 0.0,
+            guard=recipe.guard if self.needs_teacher else 0.0,
         )
 
     @abstractmethod

@@ -13,7 +13,7 @@ from worker.training.blockwise import nll_from_states
 from worker.training.examples import Example
 from worker.training.objectives.objective import Data, Objective
 from worker.training.recipe import Recipe
-from worker.training.states import head_of, target_states
+from worker.training.states import head_of
 from worker.training.student import Student
 from worker.training.teacher import TeacherCache
 
@@ -25,8 +25,8 @@ class Likelihood(Objective):
     least = 1
 
     def loss(self, student: Student, batch: Sequence[Example], teacher: TeacherCache, recipe: Recipe, device: torch.device) -> Tensor:
-        prompts, targets = [e.student.ids for e in batch], [e.target for e in batch]
-        final = target_states(student.body, prompts, targets, device)[-1]
+        prompts, targets = [e.student for e in batch], [e.target for e in batch]
+        final = student.states(prompts, targets, device)[-1]
         tokens = torch.tensor([token for target in targets for token in target], device=device)
         return nll_from_states(final, tokens, head_of(student.base))
 

@@ -43,6 +43,9 @@ def test_named_fields_are_changed_and_the_preset_is_not() -> None:
         ("quick", {"decay": "none"}, "cosine, linear"),
         ("quick", {"ddcd_target": 1.0}, "between 0 and 1"),
         ("quick", {"ddcd_target": 0}, "between 0 and 1"),
+        ("quick", {"with_passages": 1.5}, "with_passages in the recipe is a share"),
+        ("quick", {"with_passages": "half"}, "with_passages in the recipe is a share"),
+        ("quick", {"guard": 0.6}, "guard in the recipe is a share: use a number from 0 to 0.5"),
     ],
 )
 def test_unknown_names_are_refused(preset: str, overrides: dict[str, Any], named: str) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
-from tests.support.tiny_models import tiny_base
+from server.engine.prompt import Prompt
+from tests.support.tiny_models import tiny_artefact, tiny_base
 from worker.training import states
 from worker.training.recipe import Reading
-from worker.training.states import common_length, target_states
+from worker.training.states import common_length, prompt_states, target_states
+from worker.training.worn import Wearing, like, taken_off, wearing
 
 CPU = torch.device("cpu")
 PROMPTS = [(1, *range(20, 20 + n), *range(60, 60 + extra)) for n, extra in ((12, 1), (12, 6), (12, 3))]
@@ -56,3 +62,39 @@ def test_or_those_of_each_target_token_and_of_the_embeddings() -> None:
 @pytest.mark.parametrize(("prompts", "length"), [([(1, 2, 3)], 0), ([(1, 2), (1, 2)], 1), ([(1, 2), (3, 4)], 0), ([(1,), (1, 2)], 0)])
 def test_each_prompt_keeps_its_last_token(prompts: list[tuple[int, ...]], length: int) -> None:
     assert common_length(prompts) == length
+
+
+BARES = [(1, *range(30, 45)), (1, *range(70, 77)), (1,)]
+
+
+@pytest.mark.parametrize("bares", [BARES, BARES[:1] * 3, [(), *BARES[1:]]], ids=["different", "alike", "one-empty"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "qwen3", "mistral", "gemma3"])
+def test_bare_segments_are_read_by_the_bare_base(family: str, bares: list[tuple[int, ...]]) -> None:
+    """Rows together as each alone: its bare segment first, then the rest over that with what is worn."""
+    base = tiny_base(family, torch.float64)
+    body = base.model.base_model
+    prompts = [Prompt(bare=bare, adapted=adapted) for bare, adapted in zip(bares, PROMPTS, strict=True)]
+    worn = Wearing([tiny_artefact(base, 2, size=0.3)], lambda layer: None, like(base))
+    with wearing(base.model, [worn]):
+        unworn = partial(taken_off, [worn])
+        got = prompt_states(body, prompts, TARGETS, CPU, unworn=unworn)
+        wanted = []
+        for prompt, target in zip(prompts, TARGETS, strict=True):
+            cache = DynamicCache()
+            with taken_off([worn]):
+                if prompt.bare:
+                    body(torch.tensor([prompt.bare]), past_key_values=cache, use_cache=True)
+            rest = body(torch.tensor([prompt.adapted + target]), past_key_values=cache, use_cache=True).last_hidden_state[0]
+            wanted.append(rest[len(prompt.adapted) - 1 : -1])
+    torch.testing.assert_close(got[-1], torch.cat(wanted), atol=1e-6, rtol=1e-6)
+
+
+def test_no_gradient_flows_into_what_the_bare_base_reads() -> None:
+    base = tiny_base("llama", torch.float64)
+    embeddings = next(base.model.get_input_embeddings().parameters()).requires_grad_(True)
+    prompts = [Prompt(bare=bare, adapted=adapted) for bare, adapted in zip(BARES, PROMPTS, strict=True)]
+    states = prompt_states(base.model.base_model, prompts, TARGETS, CPU, unworn=nullcontext)
+    (gradient,) = torch.autograd.grad(states[-1].square().sum(), embeddings)
+    assert gradient[20].any()
+    assert not gradient[32:40].any()
+    assert not gradient[70:77].any()

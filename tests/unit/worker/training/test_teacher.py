@@ -104,3 +104,16 @@ def test_the_key_is_what_the_teacher_reads(base: BaseModel, examples: list[Examp
     again = to_examples(base.tokenizer, tiny_pairs(BATCH + 4), EOS)
     assert [example_key(e) for e in again] == [example_key(e) for e in examples]
     assert len({example_key(e) for e in examples}) == len(examples)
+
+
+def test_of_the_states_those_named_are_stored(base: BaseModel, examples: list[Example], tmp_path: Path) -> None:
+    whole, last = TeacherCache(tmp_path / "whole"), TeacherCache(tmp_path / "last", kept=(1,))
+    for cache in (whole, last):
+        teach(base, examples[:3], cache)
+    (layers, final), (kept, same) = whole.get(examples[:3], CPU), last.get(examples[:3], CPU)
+    assert torch.equal(kept, layers[1:])
+    assert torch.equal(final, same)
+
+
+def test_what_is_there_twice_is_run_once(base: BaseModel, examples: list[Example], cache: TeacherCache) -> None:
+    assert teach(base, [*examples[:3], *examples[:3]], cache) == [(3, 3)]

@@ -1,0 +1,93 @@
+"""General questions with the base's own answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from server.engine.prompt import ANSWER_BARE
+from tests.support.tiny_models import tiny_base
+from worker.synthesis.synthesise import Ask
+from worker.training.fit import Stopped
+from worker.training.guard import ANSWER_TOKENS, GUARD, drawn, guard_count, guard_pairs, guard_store, reserved_questions, training_questions
+from worker.training.objectives.registry import OBJECTIVES
+from worker.training.recipe import QUICK
+
+
+class Base:
+    """Answers by the question; knows no answer to the `silent` one."""
+
+    def __init__(self, silent: str = "") -> None:
+        self.asked: list[Ask] = []
+        self._silent = silent
+
+    def __call__(self, asks: Sequence[Ask], on_finished: Callable[[int, str], None]) -> None:
+        for index, ask in enumerate(asks):
+            self.asked.append(ask)
+            on_finished(index, "" if ask.instruction.endswith(self._silent or "never") else f" About {ask.instruction[-9:]}\n")
+
+
+def quiet(done: int, total: int) -> None: ...
+
+
+def test_two_hundred_questions_of_which_half_are_never_trained_on() -> None:
+    trained, reserved = training_questions(), reserved_questions()
+    assert (len(set(trained)), len(set(reserved))) == (100, 100)
+    assert not set(trained) & set(reserved)
+    assert all(question.strip() == question and len(question) < 90 for question in trained + reserved)
+
+
+@pytest.mark.parametrize(("others", "share", "count"), [(95, 0.05, 5), (90, 0.1, 10), (100, 0.5, 100), (100, 0.0, 0), (3, 0.05, 0)])
+def test_they_are_their_share_of_all_examples(others: int, share: float, count: int) -> None:
+    assert guard_count(others, share) == count
+    assert len(drawn(count, 0)) == count
+
+
+def test_the_draw_is_the_seeds_and_even() -> None:
+    assert drawn(30, 1) == drawn(30, 1)
+    assert drawn(30, 1) != drawn(30, 2)
+    assert set(Counter(drawn(250, 0)).values()) == {2, 3}
+    assert set(drawn(250, 0)) == set(training_questions())
+
+
+def test_the_target_is_the_bases_greedy_answer_without_any_context(tmp_path: Path) -> None:
+    base = Base()
+    pairs = guard_pairs(training_questions(), base, tmp_path / "answers.jsonl", quiet)
+    assert len(pairs) == 100
+    assert {(ask.context, ask.temperature, ask.max_tokens) for ask in base.asked} == {("", 0.0, ANSWER_TOKENS)}
+    for pair, question in zip(pairs, training_questions(), strict=True):
+        assert (pair.kind, pair.context, pair.question) == (GUARD, "", "")
+        assert pair.student_instruction == pair.teacher_instruction in (question, f"{ANSWER_BARE}\n{question}")
+        assert pair.target == f"About {question[-9:]}"
+    assert sum(pair.student_instruction.startswith(ANSWER_BARE) for pair in pairs) == 50, "as in an ask; the others as in a chat"
+
+
+def test_an_answer_is_generated_once(tmp_path: Path) -> None:
+    store = guard_store(tmp_path, tiny_base())
+    first, again = Base(), Base()
+    pairs = guard_pairs(drawn(120, 0), first, store, quiet)
+    assert (len(first.asked), len(pairs)) == (100, 120)
+    assert guard_pairs(drawn(120, 0), again, store, quiet) == pairs
+    assert again.asked == []
+
+
+def test_a_question_that_the_base_says_nothing_to_is_left_out(tmp_path: Path) -> None:
+    questions = training_questions()[:4]
+    assert len(guard_pairs(questions, Base(silent=questions[2]), tmp_path / "answers.jsonl", quiet)) == 3
+
+
+def test_told_to_stop_it_stops(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        guard_pairs(training_questions(), Base(), tmp_path / "answers.jsonl", stop)
+
+
+def test_a_likelihood_has_no_teacher_to_guard_with() -> None:
+    kept = {name: objective.narrowed(replace(QUICK, guard=0.05)).guard for name, objective in OBJECTIVES.items()}
+    assert kept == {"lm": 0.0, "pit": 0.0, "ddcd": 0.05, "sdcd": 0.05, "mixed": 0.05}
