@@ -113,7 +113,7 @@ class Server:
 
 
 def _record(session: Any, job: Job, digest: str, manifest_sha256: str, described: Manifest) -> Module:
-    owner = {"tenant_id": job.tenant_id, "document_id": job.document_id, "revision_id": job.revision_id, "job_id": job.id}
+    owner = {**vars(job.subject), "job_id": job.id}
     proof = {"digest": digest, "manifest_sha256": manifest_sha256, "base_fingerprint": described.base_fingerprint}
     new = NewModule(**owner, **proof, wears=None, scope=described.scope, gate={"auto_mode": "open_book"})
     module = modules.insert_version(session, new)

@@ -162,7 +162,7 @@ def _cancel_one(database: SyncDatabase, choice: random.Random) -> None:
 def _delete_one(database: SyncDatabase, choice: random.Random) -> None:
     if (job := _any_job(database, choice)) is not None:
         with database.write() as session:
-            documents.tombstone(session, job.tenant_id, job.document_id)
+            documents.tombstone(session, job.tenant_id, job.subject.document_id)
 
 
 def _reap(database: SyncDatabase, _: random.Random) -> None:
