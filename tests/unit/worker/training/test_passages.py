@@ -40,7 +40,7 @@ def test_a_share_of_the_questions_is_asked_as_it_is_served_with_passages(share: 
     held = set()
     for before, after in changed:
         assert (after.teacher, after.target) == (before.teacher, before.target)
-        question = asked[byte_tokenizer().decode(list(after.target), skip_special_tokens=True)]
+        question = asked[str(byte_tokenizer().decode(list(after.target), skip_special_tokens=True))]
         prompts = {k: answer_prompt(byte_tokenizer(), question, CHUNKS[2 - k : 2]) for k in (1, 2)}
         held |= {k for k, prompt in prompts.items() if prompt == after.student}
         assert after.student in prompts.values()
