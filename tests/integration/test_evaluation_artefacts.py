@@ -10,12 +10,12 @@ import torch
 
 from server.engine.base_model import BaseModel, adapted_layers
 from server.engine.request import ArtefactRef
-from server.errors import InvalidInput
+from server.errors import InvalidInput, ModuleWrongBase
 from server.modules.artefact import read_artefact
 from tests.support.artefacts import read, write_extractor, write_module
 from tests.support.tiny_models import FINGERPRINT, tiny_base
 from tests.support.tiny_training import TWO_STEPS
-from worker.evaluation.artefacts import ArtefactUnavailable, TrainedArtefacts, extractor_of
+from worker.evaluation.artefacts import ArtefactUnavailable, TrainedArtefacts, extractor_of, module_of
 from worker.evaluation.documents import Document
 
 TEXT = "\n\n".join(f"The gate {i} is painted in colour {i}." for i in range(6))
@@ -120,9 +120,9 @@ def test_rows_with_an_extractor_need_one(base: BaseModel, tmp_path: Path) -> Non
     assert Made(base, tmp_path, extractor=ref).artefacts.extractor() == ref
 
 
-def test_a_module_that_wears_an_extractor_cannot_be_trained_yet(base: BaseModel, tmp_path: Path) -> None:
+def test_an_extractor_of_another_base_is_not_worn(base: BaseModel, tmp_path: Path) -> None:
     ref = write_extractor(tmp_path / "ke")
-    with pytest.raises(ArtefactUnavailable, match="wears an extractor"):
+    with pytest.raises(ModuleWrongBase):
         Made(base, tmp_path, extractor=ref).artefacts.module(GATES, "mixed", ref)
 
 
@@ -131,6 +131,14 @@ def test_an_extractors_directory_is_enough_to_know_it(tmp_path: Path) -> None:
     ref = extractor_of(tmp_path / "ke")
     assert ref == written
     assert read(ref).composition is not None
+
+
+def test_so_is_a_modules(tmp_path: Path) -> None:
+    written = write_module(tmp_path / "km")
+    assert module_of(tmp_path / "km") == written
+    write_extractor(tmp_path / "ke")
+    with pytest.raises(ArtefactUnavailable, match="it is a knowledge extractor"):
+        module_of(tmp_path / "ke")
 
 
 def test_what_is_no_extractor_is_explained(tmp_path: Path) -> None:
