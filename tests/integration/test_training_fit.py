@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.tiny_training import CPU, RECIPE, TinyTraining, tiny_training
+from tests.support.tiny_training import RECIPE, TinyTraining, tiny_training
 from worker.training.fit import MICRO_LENGTH, FitResult, FitState, Stopped, batch_at, held_out_loss, micro_batches, schedule
 from worker.training.recipe import Recipe
 from worker.training.student import Student

@@ -47,7 +47,9 @@ def written(tiny: TinyTraining, factors: Factors) -> Artefact:
 
 def gate(tiny: TinyTraining, student: Student, artefact: Artefact, recipe: Recipe = RECIPE, pairs: list[TextPair] | None = None) -> Gate:
     asked = tiny.pairs if pairs is None else pairs
-    return measure(student, artefact, tiny.held_out, asked, tiny.loss(student, recipe), recipe, lambda question: [WINDOW], tiny.base.tokenizer, CPU)
+    return measure(
+        student, artefact, tiny.held_out, asked, tiny.loss(student, recipe), recipe, lambda question: [WINDOW], tiny.base.tokenizer, CPU
+    )
 
 
 def test_a_module_that_learned_passes(tiny: TinyTraining, student: Student, fitted: Factors) -> None:
