@@ -61,7 +61,7 @@ def run(base: BaseModel, directory: Path, tokens: int) -> Run:
     while len(text) < tokens:
         text += next(sentences)
     spec = TrainingSpec(text=text, title="Gates", revision_sha256="1" * 64, recipe=RECIPE, seed=3, directory=directory, attempt=1)
-    with PeakMemory(os.getpid(), every_seconds=0.05) as memory:
+    with PeakMemory(os.getpid(), every_seconds=0.2) as memory:
         trained = train(base, spec, EngineOptions(), lambda question: [], lambda *report: None, lambda: False, lambda gate: None)
     manifest = json.loads((trained.artefact.directory / "manifest.json").read_text())
     return Run(manifest["data"], memory.peak_bytes, sum(file.stat().st_size for file in (directory / "teacher").iterdir()))

@@ -25,6 +25,7 @@ def test_without_modules_it_is_a_reader() -> None:
         ({"max_steps": 1.5}, "max_steps in the recipe must be a number"),
         ({"max_steps": True}, "max_steps in the recipe must be a number"),
         ({"learn": 1}, "learn in the recipe must be a word"),
+        ({"scope": "passages"}, "unknown scope 'passages' in the recipe: use one of all, answer"),
     ],
 )
 def test_what_cannot_be_trained_is_explained(overrides: dict[str, Any], message: str) -> None:
