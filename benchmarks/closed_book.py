@@ -91,7 +91,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stories", type=int, default=4, help="how many, the shortest first; at least 2 (default: 4)")
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     parser.add_argument("--work", type=Path, help="a folder to keep, and to go on from (default: a temporary one)")
-    parser.add_argument("--preset", choices=("quick", "paper"), default="quick", help="how much training (default: quick)")
+    parser.add_argument("--preset", choices=("quick", "standard", "paper"), default="quick", help="how much training (default: quick)")
     parser.add_argument("--top-k", type=int, default=5, help="passages of a question (default: 5)")
     parser.add_argument(
         "--passage-tokens", type=int, default=64, help="longest passage (default: 64; with 256, five are a whole short story)"

@@ -11,7 +11,7 @@ import typer
 from kmserve_client.client import Client
 from kmserve_client.errors import KmserveClientError
 from kmserve_client.models import Document, Failure
-from kmserve_client.operations import failure_of
+from kmserve_client.operations import Preset, failure_of
 from rich.markup import escape
 from rich.table import Column, Table
 
@@ -26,7 +26,7 @@ def upload(
     files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, readable=True, metavar="FILE", help="Documents to upload.")],
     wait: Annotated[bool, typer.Option("--wait", help="Show a progress bar per document until its module is trained.")] = False,
     train: Annotated[Literal["auto", "never"], typer.Option(help="Whether to train a module.")] = "auto",
-    preset: Annotated[Literal["quick", "paper"] | None, typer.Option(help="How much training.", show_default="the server's")] = None,
+    preset: Annotated[Preset | None, typer.Option(help="How much training.", show_default="the server's")] = None,
     url: Url = None,
     api_key: Key = None,
 ) -> None:
@@ -50,7 +50,7 @@ def upload(
 
 
 async def _upload_all(
-    connection: Connection, files: Sequence[Path], wait: bool, train: Literal["auto", "never"], preset: Literal["quick", "paper"] | None
+    connection: Connection, files: Sequence[Path], wait: bool, train: Literal["auto", "never"], preset: Preset | None
 ) -> list[Document | KmserveClientError]:
     async with connection.async_client() as client:
         bars = JobBars(console)

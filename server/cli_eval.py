@@ -39,7 +39,9 @@ def evaluate(
     passages: _Passages = None,
     passage_tokens: Annotated[int | None, typer.Option("--passage-tokens", help="Longest passage.", show_default="256")] = None,
     extractor: Annotated[Path | None, typer.Option("--extractor", help="A knowledge extractor's directory, for the rows with KE.")] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="How much training: quick or paper.", show_default="quick")] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="How much training: quick, standard or paper.", show_default="quick")
+    ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="Fields of the recipe, as JSON.")] = None,
     kv_drop: _Kv = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of trainings, intervals and tests.", show_default="0")] = None,

@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     reap_seconds: float = Field(default=15.0, gt=0)
     ring_seconds: float = Field(default=30.0, gt=0)
     max_attempts: int = Field(default=5, ge=1)
-    default_preset: Literal["quick", "paper"] = "quick"
+    default_preset: Literal["quick", "standard", "paper"] = "quick"
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"

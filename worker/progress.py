@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from worker.synthesis.kinds import WRITTEN
 from worker.training.recipe import Recipe
 
 STAGES: Final = ("synthesising", "teaching", "fitting", "gating")
@@ -79,8 +80,8 @@ class Remaining:
         recipe = self._recipe
         match name:
             case "synthesising":
-                kinds = ((recipe.questions, recipe.question_tokens), (recipe.summaries, recipe.summary_tokens))
-                return max((tokens for count, tokens in kinds if count), default=0) / _GENERATION_TOKENS
+                longest = max((getattr(recipe, kind.tokens) for kind in WRITTEN if getattr(recipe, kind.count)), default=0)
+                return float(longest / _GENERATION_TOKENS)
             case "teaching":
                 return _EXAMPLE
             case "fitting":

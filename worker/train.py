@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 from server.engine.cores import TRAINER, CoreShare
 from server.engine.options import CpuShare
 from worker.events import ExitCode
-from worker.progress import Estimate, FittingPace, Remaining
 from worker.reading import Nearest, artefact_ref, embedder_of, taught_documents
 
 if TYPE_CHECKING:
     from server.engine.base_model import BaseModel
     from server.engine.request import ArtefactRef
     from worker.extractor.pipeline import ExtractorGate
+    from worker.progress import Estimate
     from worker.training.gate import Gate
 
 logger = logging.getLogger("worker.train")
@@ -112,6 +112,7 @@ def _run(directory: Path, spec: dict[str, Any], reporter: Reporter, cores: CpuSh
 
 def _run_module(directory: Path, spec: dict[str, Any], reporter: Reporter, cores: CpuShare) -> None:
     from server.engine.options import EngineOptions
+    from worker.progress import Remaining
     from worker.training.guard import guard_store
     from worker.training.pipeline import TrainingSpec, train
     from worker.training.recipe import recipe_for
@@ -139,6 +140,7 @@ def _run_module(directory: Path, spec: dict[str, Any], reporter: Reporter, cores
 def _run_extractor(directory: Path, spec: dict[str, Any], reporter: Reporter) -> None:
     from worker.extractor.pipeline import ExtractorSpec, train_extractor
     from worker.extractor.recipe import extractor_recipe
+    from worker.progress import FittingPace
 
     recipe = extractor_recipe(spec["recipe"], modules=any(document["module"] for document in spec["documents"]))
     reporter.remaining = FittingPace()

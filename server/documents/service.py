@@ -29,7 +29,8 @@ from server.transactions import reading, whole, writing
 
 _ROUGHLY: Final = {JobKind.INGEST: 10.0, JobKind.TRAIN: 300.0}
 """Seconds for a document of a few pages with the preset `quick`, while a tenant has no history of its own."""
-_PAPER_FACTOR: Final = 60.0
+_TIMES: Final = {Preset.QUICK: 1.0, Preset.STANDARD: 3.5, Preset.PAPER: 60.0}
+"""What a preset takes of that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +145,7 @@ def _eta(session: Session, found: Found) -> float:
         return 0.0
     mean = partial(repository.mean_seconds, session, found.document.tenant_id)
     ingest = (mean(JobKind.INGEST) or _ROUGHLY[JobKind.INGEST]) if document.status == DocumentStatus.INGESTING else 0.0
-    rough = _ROUGHLY[JobKind.TRAIN] * (_PAPER_FACTOR if document.preset == Preset.PAPER else 1.0)
+    rough = _ROUGHLY[JobKind.TRAIN] * _TIMES[document.preset]
     train = (mean(JobKind.TRAIN) or rough) if document.train == Train.AUTO else 0.0
     return round(ingest + train, 1)
 

@@ -18,7 +18,7 @@ from server.errors import GateNotPassed, NothingToLearn
 from server.modules.artefact import read_artefact
 from tests.support.tiny_models import FINGERPRINT, tiny_base
 from tests.support.tiny_training import RECIPE
-from worker.synthesis.synthesise import Ask
+from worker.synthesis.asks import Ask
 from worker.training import pipeline
 from worker.training.fit import Stopped
 from worker.training.gate import Gate

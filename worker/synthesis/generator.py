@@ -9,11 +9,10 @@ from server.engine.generate import generate_batch
 from server.engine.options import EngineOptions
 from server.engine.prompt import Prompt, instruction_prompt, plain_ids
 from server.engine.request import EngineRequest, Sampling
-from worker.synthesis.prompts import question_prompt
-from worker.synthesis.synthesise import Ask
+from worker.synthesis.asks import Ask
 
 PAIR_END = ("\n\n", "\nText:", "\nQuestion:")
-"""A second pair of one generation mostly repeats the first."""
+"""A second text of one generation mostly repeats the first."""
 
 
 class EngineGenerator:
@@ -46,4 +45,4 @@ class EngineGenerator:
         tokenizer = self._base.tokenizer
         if ask.instruction:
             return instruction_prompt(tokenizer, ask.instruction, context=ask.context)
-        return Prompt(bare=(), adapted=plain_ids(tokenizer, question_prompt(ask.context)))
+        return Prompt(bare=(), adapted=plain_ids(tokenizer, ask.plain_text))

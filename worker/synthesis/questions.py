@@ -7,7 +7,7 @@ import re
 from worker.synthesis.prompts import example_questions
 
 _WORD = re.compile(r"\w+(?:[.,:]\d+)*")
-_COMMON = frozenset(
+COMMON = frozenset(
     re.findall(
         r"\w+",
         "a an and are as at be by do does did for from has have how in is it its many much of on one or the there they this to was were "
@@ -37,7 +37,7 @@ def supported(question: str, answer: str, window: str) -> bool:
         and 0 < len(answered) <= MAX_ANSWER_WORDS
         and f" {' '.join(answered)} " in f" {' '.join(read)} "
         and f" {' '.join(answered)} " not in f" {' '.join(asked)} "
-        and bool(set(asked) & set(read) - _COMMON)
+        and bool(set(asked) & set(read) - COMMON)
     )
 
 

@@ -11,7 +11,7 @@ class TextPair:
     """The teacher reads `context` and `teacher_instruction`, the student `student_instruction` alone; both predict `target`."""
 
     kind: str
-    """question | summary | recitation"""
+    """Of worker.synthesis.kinds, or `guard`."""
     context: str
     teacher_instruction: str
     student_instruction: str

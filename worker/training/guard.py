@@ -13,7 +13,7 @@ from pathlib import Path
 
 from server.engine.base_model import BaseModel
 from server.engine.prompt import ANSWER_BARE
-from worker.synthesis.synthesise import Ask, Generator, generated
+from worker.synthesis.asks import Ask, Generator, generated
 from worker.synthesis.texts import TextPair
 
 QUESTIONS = Path(__file__).with_name("guard_questions.txt")

@@ -17,8 +17,9 @@ from server.engine.request import ArtefactRef
 from server.errors import GateNotPassed, InvalidInput, NothingToLearn
 from server.modules.artefact import Artefact, read_artefact, write_artefact
 from server.modules.manifest import ArtefactKind, Manifest
+from worker.synthesis.asks import Generator
 from worker.synthesis.generator import EngineGenerator
-from worker.synthesis.synthesise import Generator, Synthesis, synthesise
+from worker.synthesis.synthesise import Synthesis, synthesise
 from worker.training.budget import sizes_of, within_budget
 from worker.training.examples import Example, to_examples
 from worker.training.fit import FitResult, FitState, Loss, fit
@@ -113,7 +114,7 @@ def _distil(
     if not gate.passed:
         raise GateNotPassed(
             f"The module lowered the held-out loss by {gate.improvement:.0%}, less than the {gate.required:.0%} required; "
-            "answers stay on retrieval. Train again with the preset `paper`, or with more text."
+            "answers stay on retrieval. Train again with a larger preset (`standard`, `paper`), or with more text."
         )
     ref = _write(base, spec, synthesis, result, data, gate=asdict(gate))
     return Trained(artefact=ref, gate=gate)

@@ -70,9 +70,17 @@ class Recipe(Schedule):
     summaries: int = 0
     """Per chunk."""
     summary_tokens: int = 96
+    summary_prompts: int = 3
+    """Seed prompts that they are asked for with, in turn, of those in worker.synthesis.prompts."""
     questions: int = 0
     """Generations per window; one generation may hold several pairs."""
     question_tokens: int = 64
+    rewrites: int = 0
+    """Per window: the same in other words."""
+    rewrite_tokens: int = 96
+    implications: int = 0
+    """Per window: a sentence about what follows from it."""
+    implication_tokens: int = 48
     recitations: int = 0
     """Per window: an opening of the window is given and the rest is the target."""
     with_passages: float = 0.0
@@ -116,6 +124,21 @@ QUICK = Recipe(
     recitations=2,
     max_synthesis=320,
 )
+STANDARD = Recipe(
+    preset="standard",
+    objective="mixed",
+    max_steps=200,
+    learning_rate=2e-3,
+    summaries=8,
+    summary_prompts=7,
+    questions=8,
+    question_tokens=40,
+    rewrites=1,
+    implications=1,
+    recitations=2,
+    max_synthesis=1000,
+)
+"""About three times the work of `quick`, in generations, teacher passes and steps alike."""
 PAPER = Recipe(
     preset="paper",
     objective="sdcd",
@@ -130,7 +153,7 @@ PAPER = Recipe(
 )
 SMALL_BASE = 1_000_000_000
 """Parameters. A smaller base loses its way in long contexts, and its synthesis with it."""
-PRESETS = {recipe.preset: recipe for recipe in (QUICK, PAPER)}
+PRESETS = {recipe.preset: recipe for recipe in (QUICK, STANDARD, PAPER)}
 
 
 _SHARES: Final = {"with_passages": 1.0, "guard": 0.5}

@@ -1,9 +1,10 @@
-"""Mixed data: distilled from summaries, question-answer pairs and recitations."""
+"""Mixed data: distilled from every kind of pair that the recipe wants."""
 
 from __future__ import annotations
 
+from worker.synthesis.kinds import KINDS
 from worker.training.objectives.distillation import PairDistillation
 
 
 class Mixed(PairDistillation):
-    kinds = frozenset({"summary", "question", "recitation"})
+    kinds = frozenset(kind.name for kind in KINDS)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from worker.synthesis.kinds import KINDS
 from worker.synthesis.texts import TextPair
 from worker.training.examples import Example
 from worker.training.passages import Retrieve
@@ -58,11 +59,10 @@ class Objective(ABC):
 
     def narrowed(self, recipe: Recipe) -> Recipe:
         """The recipe without the texts that this objective has no use for."""
+        unused: dict[str, Any] = {kind.count: 0 for kind in KINDS if kind.name not in self.kinds}
         return replace(
             recipe,
-            summaries=recipe.summaries if "summary" in self.kinds else 0,
-            questions=recipe.questions if "question" in self.kinds else 0,
-            recitations=recipe.recitations if "recitation" in self.kinds else 0,
+            **unused,
             with_passages=recipe.with_passages if "question" in self.kinds else 0.0,
             guard=recipe.guard if self.needs_teacher else 0.0,
         )

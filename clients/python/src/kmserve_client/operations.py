@@ -21,6 +21,7 @@ from kmserve_client.models import Answer, ApiKey, Citation, Document, Job, Mode,
 from kmserve_client.retries import send, worth_repeating
 
 V = TypeVar("V", bound=Value)
+Preset = Literal["quick", "standard", "paper"]
 LONG_POLL_SECONDS = 20.0
 
 
@@ -34,7 +35,7 @@ def upload(
     external_id: str | None = None,
     metadata: Mapping[str, Any] | None = None,
     train: Literal["auto", "never"] | None = None,
-    preset: Literal["quick", "paper"] | None = None,
+    preset: Preset | None = None,
     idempotency_key: str | None = None,
 ) -> Flow[Document]:
     """Upload one document: the file at `path`, the bytes `content` or the string `text`, and give exactly one of the three.

@@ -9,8 +9,8 @@ import pytest
 from server.engine.base_model import BaseModel
 from server.engine.options import EngineOptions
 from tests.support.tiny_models import tiny_base
+from worker.synthesis.asks import Ask
 from worker.synthesis.generator import EngineGenerator
-from worker.synthesis.synthesise import Ask
 
 OPTIONS = EngineOptions(max_batch=4, threads=1)
 SUMMARY = Ask(context="A bridge is green.", instruction="Sum up.", max_tokens=6, temperature=1.0, top_p=0.9, seed=1)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from worker.synthesis.synthesise import Ask, Synthesis, synthesise
+from worker.synthesis.asks import Ask
+from worker.synthesis.synthesise import Synthesis, synthesise
 from worker.training.recipe import QUICK, for_base
 
 TEXT = "The gate opens at seven in the morning. The code word of the desk is heron. Visitors wait in the blue room."

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from worker.synthesis.synthesise import Ask, Synthesis, derived_seed, synthesise
+from worker.synthesis.asks import Ask, derived_seed
+from worker.synthesis.synthesise import Synthesis, synthesise
 from worker.training.fit import Stopped
 from worker.training.recipe import Recipe
 
@@ -34,6 +36,8 @@ class Writer:
 def written(ask: Ask) -> str:
     if ask.instruction:
         return f"A summary with the number {ask.seed % 1000}.\n"
+    if ask.completion:
+        return f" Somebody gave the gate colour and number {ask.context.split()[3]}, then went." if ask.seed % 2 else " and so"
     return f" Which gate is it?\nAnswer: {' '.join(ask.context.split()[1:4])}\n"
 
 
@@ -76,6 +80,20 @@ def test_what_repeats_or_says_nothing_is_counted_and_dropped(store: Path) -> Non
     assert (counts["question"], counts["recitation"]) == (6, 6)
     assert counts["duplicates"] == 12, "three equal questions of each window"
     assert counts["dropped"] == 0
+
+
+def test_rewrites_and_implications_are_kept_or_counted_as_dropped_by_their_kind(store: Path) -> None:
+    writer = Writer()
+    made = run(store, writer, replace(RECIPE, rewrites=2, implications=3))
+    for kind, asked in (("rewrite", 12), ("implication", 18)):
+        asks = [ask for ask in writer.asked if ask.completion and ask.max_tokens == getattr(RECIPE, f"{kind}_tokens")]
+        assert len(asks) == asked
+        assert made.counts[f"dropped_{kind}"] == sum(ask.seed % 2 == 0 for ask in asks) > 0
+        assert 0 < made.counts[kind] <= asked - made.counts[f"dropped_{kind}"]
+    assert made.counts["dropped"] == made.counts["dropped_rewrite"] + made.counts["dropped_implication"]
+    assert made.counts["generations"] == len(writer.asked)
+    before = run(store.with_name("before.jsonl"), Writer())
+    assert [pair for pair in made.pairs if pair.kind not in ("rewrite", "implication")] == before.pairs
 
 
 def test_a_generation_is_on_disk_before_it_is_counted(store: Path) -> None:

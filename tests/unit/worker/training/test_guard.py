@@ -11,7 +11,7 @@ import pytest
 
 from server.engine.prompt import ANSWER_BARE
 from tests.support.tiny_models import tiny_base
-from worker.synthesis.synthesise import Ask
+from worker.synthesis.asks import Ask
 from worker.training.fit import Stopped
 from worker.training.guard import ANSWER_TOKENS, GUARD, drawn, guard_count, guard_pairs, guard_store, reserved_questions, training_questions
 from worker.training.objectives.registry import OBJECTIVES

@@ -9,11 +9,27 @@ from typing import Any, get_args
 import pytest
 
 from server.errors import InvalidInput
+from worker.synthesis.kinds import KINDS, WRITTEN
+from worker.synthesis.prompts import SUMMARIES
 from worker.training.recipe import PRESETS, QUICK, ObjectiveName, Reading, Recipe, as_json, for_base, recipe_for
 
 
 def test_presets_are_named_as_they_say() -> None:
-    assert {name: recipe.preset for name, recipe in PRESETS.items()} == {"quick": "quick", "paper": "paper"}
+    assert {name: recipe.preset for name, recipe in PRESETS.items()} == {name: name for name in ("quick", "standard", "paper")}
+
+
+def test_the_standard_preset_is_three_to_four_quick_ones_of_every_kind_of_pair() -> None:
+    quick, standard = recipe_for("quick", {}), recipe_for("standard", {})
+    assert standard.objective == "mixed"
+    assert all(getattr(standard, kind.count) > 0 for kind in KINDS)
+    assert standard.summary_prompts == len(SUMMARIES)
+    assert 3 <= standard.max_steps / quick.max_steps <= 4
+    assert 3 <= standard.max_synthesis / quick.max_synthesis <= 4
+    windows, chunks = 40, 2
+    generations = [
+        sum(getattr(recipe, kind.count) * (chunks if kind.per == "chunk" else windows) for kind in WRITTEN) for recipe in (quick, standard)
+    ]
+    assert 2 <= generations[1] / generations[0] <= 4
 
 
 def test_the_paper_preset_has_the_papers_numbers() -> None:

@@ -1,0 +1,82 @@
+"""What a generator is asked, and that every text is on disk before it is used."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from worker.synthesis.prompts import question_prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One generation: a chat instruction over a context, or (instruction empty) a plain text to go on with."""
+
+    context: str
+    instruction: str
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    completion: str = field(default="", repr=False)
+    """The plain text. Empty: that of questions about the context."""
+
+    @property
+    def key(self) -> str:
+        """What is stored under it stays good: a field that is added since has no part in the key where it is empty."""
+        return hashlib.sha256((repr(self) + self.completion).encode()).hexdigest()[:32]
+
+    @property
+    def plain_text(self) -> str:
+        """What an ask without an instruction goes on with."""
+        return self.completion or question_prompt(self.context)
+
+
+class Generator(Protocol):
+    def __call__(self, asks: Sequence[Ask], on_finished: Callable[[int, str], None]) -> None:
+        """Generate each; `on_finished(index, text)` as they end, on the caller's thread. May return early when it is told to stop."""
+        ...
+
+
+def derived_seed(seed: int, *parts: object) -> int:
+    """A generator seed for (job seed, kind, chunk or window, n), the same whatever else runs."""
+    return int.from_bytes(hashlib.sha256(repr((seed, *parts)).encode()).digest()[:7], "big")
+
+
+def generated(asks: Sequence[Ask], generate: Generator, store: Path, step: Callable[[int, int], None]) -> dict[str, str]:
+    """Texts by the asks' keys. What `store` (JSON lines) holds is not generated again; a text is kept there before it is used."""
+    done = _stored(store)
+    missing = [ask for ask in asks if ask.key not in done]
+    left = len(missing)
+    step(len(asks) - left, len(asks))
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with store.open("a", encoding="utf-8") as file:
+        if store.stat().st_size:
+            file.write("\n")  # ends a line that a kill tore
+
+        def keep(index: int, text: str) -> None:
+            nonlocal left
+            done[missing[index].key] = text
+            file.write(json.dumps({missing[index].key: text}) + "\n")
+            file.flush()
+            left -= 1
+            step(len(asks) - left, len(asks))
+
+        if missing:
+            generate(missing, keep)
+            step(len(asks) - left, len(asks))  # raises if the generator was told to stop
+    return done
+
+
+def _stored(store: Path) -> dict[str, str]:
+    """What earlier attempts generated; a line that a kill tore is generated again."""
+    done: dict[str, str] = {}
+    for line in store.read_text(encoding="utf-8").split("\n") if store.exists() else ():
+        with contextlib.suppress(ValueError):
+            done.update(json.loads(line))
+    return done
