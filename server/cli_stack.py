@@ -32,8 +32,11 @@ GRACE_SECONDS = 45.0
 """A training that is told to stop writes a checkpoint first."""
 _LOOK_SECONDS = 0.5
 _TAIL_LINES = 25
-_SHARED = ("environment", "secret_key", "database_url", "broker_url", "qdrant_url", "qdrant_api_key")
-"""What may lead to data outside the data directory."""
+_SHARED = (
+    *("environment", "secret_key", "database_url", "broker_url", "qdrant_url", "qdrant_api_key"),
+    *("generator_url", "generator_model", "generator_api_key"),
+)
+"""What may lead to data or services outside the data directory."""
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@
     │                                module_unreadable, extractor_unavailable, base_model_not_found, base_model_unusable,
     │                                embedder_not_found, device_unavailable, engine_stopped, index_mismatch, index_unavailable, starting,
     │                                database_unavailable, object_store_unusable, object_store_unavailable
-    └── JobFailure              ends a job, never a request: gate_not_passed, gpu_out_of_memory, gpu_busy, trainer_crashed, ...
+    └── JobFailure              ends a job, never a request: gate_not_passed, generator_unavailable, gpu_busy, trainer_crashed, ...
 
 Standard library only: the engine and the trainer raise these too. A message says what to do next and never holds a path, SQL or
 a secret. `extra` are further machine-readable members of the problem document.
@@ -341,6 +341,18 @@ class NothingToLearn(JobFailure):
     """Synthesis produced no usable examples from the document."""
 
     code = "nothing_to_learn"
+
+
+class GeneratorUnavailable(JobFailure):
+    """The external generator of training texts cannot be reached, or is busy, for longer than an attempt waits."""
+
+    code = "generator_unavailable"
+
+
+class GeneratorRefused(JobFailure):
+    """The external generator of training texts does not take what it is sent: its settings are wrong."""
+
+    code = "generator_refused"
 
 
 class GpuOutOfMemory(JobFailure):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -40,6 +41,11 @@ class Settings(BaseSettings):
     """Where modules are kept for all machines; the data directory is then a cache of it."""
     object_store_options: SecretStr | None = None
     disk_cache_bytes: int = Field(default=10 * 1024 * MIB, ge=0)
+
+    generator_url: str | None = None
+    """Of an OpenAI-compatible API up to its version; the texts that modules are distilled from are then asked of it, document and all."""
+    generator_model: str | None = None
+    generator_api_key: SecretStr | None = None
 
     base_model: str = "smollm2-135m-instruct"
     """The packaged default, a local directory, a .gguf file, or a hub id (the only case that downloads)."""
@@ -85,6 +91,21 @@ class Settings(BaseSettings):
                     f"KMSERVE_SECRET_KEY must have at least {SECRET_BYTES} random bytes in production, and {found}; "
                     "make one with `openssl rand -hex 32`"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _generator_is_complete(self) -> Settings:
+        if (self.generator_url is None) != (self.generator_model is None):
+            raise ValueError("KMSERVE_GENERATOR_URL and KMSERVE_GENERATOR_MODEL are set together or not at all")
+        if self.generator_url is not None:
+            address = urlsplit(self.generator_url)
+            if address.scheme not in ("http", "https") or not address.hostname or address.username or address.query or address.fragment:
+                raise ValueError(
+                    "KMSERVE_GENERATOR_URL is an http(s) address up to its version, as https://api.example.com/v1, without a key"
+                )
+        key = "" if self.generator_api_key is None else self.generator_api_key.get_secret_value()
+        if not (key.isascii() and key.isprintable()) or key != key.strip():
+            raise ValueError("KMSERVE_GENERATOR_API_KEY holds characters that no HTTP header may have")
         return self
 
     @cached_property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from server.engine.request import ArtefactRef, Scope
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from server.retrieval.types import Embedding
     from worker.extractor.examples import Taught
 
+GENERATOR_API_KEY: Final = "KMSERVE_GENERATOR_API_KEY"
+"""The environment variable of the one thing that the spec does not hold."""
 LoadEmbedder = Callable[[], "Embedding"]
 
 

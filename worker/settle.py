@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
 from server.db import jobs
 from server.db.tables import Job, JobKind
-from server.errors import GpuBusy, GpuOutOfMemory, TrainerCrashed
+from server.errors import GeneratorRefused, GeneratorUnavailable, GpuBusy, GpuOutOfMemory, TrainerCrashed
 from worker.events import ExitCode, Failure, Result
 from worker.extractor.recipe import extractor_recipe
 from worker.training.recipe import recipe_for
 
 _RETRIED = "retried_out_of_memory"
+_MENDED_OUTSIDE: Final = frozenset({GeneratorUnavailable.code, GeneratorRefused.code})
+"""A trainer that ends with one of these is tried again, as long as there are attempts: a service comes back, an operator sets it right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,8 @@ def settle(session: Session, job: Job, run: Run) -> Job:
     if run.cancelled:
         return jobs.cancelled(session, job.id, job.attempt)
     if run.code == ExitCode.FAILED and run.failure is not None:
-        return jobs.fail(session, job.id, job.attempt, code=run.failure.code, message=run.failure.message)
+        end = jobs.retry if run.failure.code in _MENDED_OUTSIDE else jobs.fail
+        return end(session, job.id, job.attempt, code=run.failure.code, message=run.failure.message)
     if run.code == ExitCode.OUT_OF_MEMORY:
         return _with_less_memory(session, job)
     if run.code == ExitCode.GPU_BUSY:

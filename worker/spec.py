@@ -13,6 +13,7 @@ from server.db.tables import Document, Job, Passage, Revision
 from server.errors import DocumentTextMissing
 from server.modules.store import ModuleStore
 from server.settings import Settings
+from worker.reading import GENERATOR_API_KEY
 
 
 def build_spec(session: Session, job: Job, settings: Settings, blobs: BlobStore, store: ModuleStore) -> dict[str, Any]:
@@ -30,6 +31,7 @@ def build_spec(session: Session, job: Job, settings: Settings, blobs: BlobStore,
         "text": text_of(blobs, revision),
         "passages": _passages(session, job),
         "extractor": active_extractor(session, job.tenant_id, store),
+        "generator": _generator(settings),
         **_document(document, revision),
         **machine(settings),
     }
@@ -46,6 +48,18 @@ def text_of(blobs: BlobStore, revision: Revision) -> str:
 def _document(document: Document, revision: Revision) -> dict[str, Any]:
     title = {"document_id": document.id, "document_title": document.title}
     return {**title, "revision_id": revision.id, "revision_sha256": revision.sha256}
+
+
+def secrets_of(settings: Settings) -> dict[str, str]:
+    """What a trainer is told by its environment alone: its spec lies on the disk."""
+    key = settings.generator_api_key
+    return {} if key is None else {GENERATOR_API_KEY: key.get_secret_value()}
+
+
+def _generator(settings: Settings) -> dict[str, str] | None:
+    if settings.generator_url is None or settings.generator_model is None:
+        return None
+    return {"url": settings.generator_url, "model": settings.generator_model}
 
 
 def machine(settings: Settings) -> dict[str, Any]:

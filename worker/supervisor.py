@@ -31,7 +31,7 @@ from worker.lease import Lease
 from worker.publish import publish
 from worker.publish_extractor import publish_extractor
 from worker.settle import Run, settle
-from worker.spec import artefacts_of, build_spec
+from worker.spec import artefacts_of, build_spec, secrets_of
 from worker.trainer_process import TrainerProcess
 from worker.workspace import Workspace
 
@@ -96,7 +96,8 @@ class Supervisor:
         for artefact in artefacts_of(spec):
             self._store.ensure(Path(artefact["directory"]), artefact["manifest_sha256"])
         workspace.prepare(spec)
-        process = TrainerProcess(self._command, workspace.directory, workspace.log, grace_seconds=self._grace)
+        secrets = secrets_of(self._settings)
+        process = TrainerProcess(self._command, workspace.directory, workspace.log, grace_seconds=self._grace, secrets=secrets)
         with process as trainer, Lease(self._database, job, self._settings.lease_seconds, trainer, self._stopping) as lease:
             report = _Report(self._database, job, lease)
             for event in trainer.events():

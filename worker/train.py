@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from server.engine.cores import TRAINER, CoreShare
 from server.engine.options import CpuShare
 from worker.events import ExitCode
-from worker.reading import Nearest, artefact_ref, embedder_of, taught_documents
+from worker.reading import GENERATOR_API_KEY, Nearest, artefact_ref, embedder_of, taught_documents
 
 if TYPE_CHECKING:
     from server.engine.base_model import BaseModel
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from worker.extractor.pipeline import ExtractorGate
     from worker.progress import Estimate
     from worker.training.gate import Gate
+    from worker.training.pipeline import Writer
 
 logger = logging.getLogger("worker.train")
 
@@ -130,6 +131,7 @@ def _run_module(directory: Path, spec: dict[str, Any], reporter: Reporter, cores
         attempt=spec["attempt"],
         extractor=artefact_ref(spec.get("extractor")),
         guard_answers=guard_store(Path(spec["base"]["models_dir"]), base),
+        writer=_external_writer(spec, reporter),
     )
     options = EngineOptions(max_batch=recipe.synthesis_batch, cores=cores)
     nearest = Nearest([passage["text"] for passage in spec["passages"]], embedder_of(spec))
@@ -155,6 +157,19 @@ def _run_extractor(directory: Path, spec: dict[str, Any], reporter: Reporter) ->
     )
     trained = train_extractor(base, training, reporter, _emit_gate)
     _emit_result(directory, trained.artefact, trained.gate)
+
+
+def _external_writer(spec: dict[str, Any], reporter: Reporter) -> Writer | None:
+    """In the place of the base model, where the settings name one."""
+    generator = spec.get("generator")
+    if generator is None:
+        return None
+    from worker.external_generator import ExternalGenerator
+    from worker.training.pipeline import Writer
+
+    key = os.environ.get(GENERATOR_API_KEY)
+    external = ExternalGenerator(**generator, api_key=key, should_stop=lambda: reporter.stopping)
+    return Writer(name=external.model, generate=external)
 
 
 def _load_base(spec: dict[str, Any], reporter: Reporter) -> BaseModel:

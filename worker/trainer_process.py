@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -25,10 +25,13 @@ _TAIL_BYTES: Final = 4096
 class TrainerProcess:
     """Use as a context: whatever happens in it, no child is left behind it.
 
-    `command` gets the job's directory as its last argument; what it writes on standard error is appended to `log`.
+    `command` gets the job's directory as its last argument; what it writes on standard error is appended to `log`. Its environment is
+    ours and `secrets`, which are to be in no file.
     """
 
-    def __init__(self, command: Sequence[str], directory: Path, log: Path, *, grace_seconds: float) -> None:
+    def __init__(
+        self, command: Sequence[str], directory: Path, log: Path, *, grace_seconds: float, secrets: Mapping[str, str] | None = None
+    ) -> None:
         self._log = log
         self._grace = grace_seconds
         self._asked_at: float | None = None
@@ -38,6 +41,7 @@ class TrainerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
+                env={**os.environ, **(secrets or {})},
                 start_new_session=True,
                 text=True,
                 encoding="utf-8",

@@ -5,6 +5,7 @@ where it trains an extractor, the text of the first of its documents.
     {"print": TEXT}                noise on standard output
     {"wait_for": NAME}             go on once the file NAME is in the job's directory
     {"ignore_sigterm": true}       from here on
+    {"environment": NAME}          write the variable's value to a file of its name in the job's directory
     {"deliver": PATH, "say": {}}   copy the artefact at PATH to `artefact`
     {"exit": CODE}  {"kill": 9}    end; a kill is by signal
     {"raise": TEXT}                end by an exception that says TEXT
@@ -48,6 +49,8 @@ def take(step: dict[str, Any], job: Path) -> None:
         print(json.dumps(step["say"]), flush=True)
     if "print" in step:
         print(step["print"], flush=True)
+    if "environment" in step:
+        (job / step["environment"]).write_text(os.environ[step["environment"]])
     if "ignore_sigterm" in step:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "wait_for" in step:

@@ -40,6 +40,14 @@ Report = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Writer:
+    """Who writes the texts that a module is distilled from in the place of the base model; `name` goes into the manifest."""
+
+    name: str
+    generate: Generator
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingSpec:
     text: str
     title: str
@@ -53,6 +61,7 @@ class TrainingSpec:
     """What teacher and student wear, and the module from then on."""
     guard_answers: Path | None = None
     """The base's answers to general questions, for all trainings on it; None: in the job's directory, for this one."""
+    writer: Writer | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +87,7 @@ def train(
     spec = replace(spec, recipe=objective.narrowed(for_base(spec.recipe, base.model.num_parameters())))
     extractor = _extractor(base, spec)
     generate = EngineGenerator(base, options, should_stop)
-    synthesis = _synthesise(base, spec, generate, report)
+    synthesis = _synthesise(base, spec, generate if spec.writer is None else spec.writer.generate, report)
     data, kept = _data(base, spec, objective, synthesis, generate, retrieve, report)
     worn = [] if extractor is None else [worn_extractor(extractor, like(base))]
     weight_of = None if extractor is None else module_weights(extractor, like(base))
@@ -249,7 +258,7 @@ def _write(base: BaseModel, spec: TrainingSpec, synthesis: Synthesis, result: Fi
         held_out_loss_before=result.loss_before,
         held_out_loss_after=result.loss_after,
         gate=gate,
-        versions=library_versions(),
+        versions={**library_versions(), **({} if spec.writer is None else {"writer": spec.writer.name})},
         created=now(),
     )
     return write_artefact(directory, a=result.a, b=result.b, manifest=manifest, base_model_name=base.name)

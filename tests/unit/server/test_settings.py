@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -51,7 +52,8 @@ def test_the_command_line_prints_no_value(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_the_repr_holds_no_password() -> None:
-    settings = Settings(database_url=DATABASE, broker_url=f"redis://:{PASSWORD}@broker", secret_key=SecretStr(PASSWORD))
+    secrets: dict[str, Any] = {name: SecretStr(PASSWORD) for name in ("secret_key", "qdrant_api_key", "generator_api_key")}
+    settings = Settings(database_url=DATABASE, broker_url=f"redis://:{PASSWORD}@broker", **secrets)
     assert PASSWORD not in repr(settings)
 
 
@@ -67,3 +69,23 @@ def test_production_counts_the_bytes_of_a_secret() -> None:
 
 def test_development_takes_any_secret() -> None:
     assert Settings(secret_key=SecretStr("short")).secret_key is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"generator_url": "https://api.example.com/v1"}, "together"),
+        ({"generator_model": "large"}, "together"),
+        ({"generator_url": "api.example.com/v1", "generator_model": "large"}, "http"),
+        ({"generator_url": "ftp://api.example.com/v1", "generator_model": "large"}, "http"),
+        ({"generator_url": f"https://user:{PASSWORD}@api.example.com/v1", "generator_model": "large"}, "without a key"),
+        ({"generator_url": f"https://api.example.com/v1?key={PASSWORD}", "generator_model": "large"}, "without a key"),
+        ({"generator_api_key": SecretStr(f"{PASSWORD}\n")}, "KMSERVE_GENERATOR_API_KEY"),
+        ({"generator_api_key": SecretStr(f"{PASSWORD}é")}, "KMSERVE_GENERATOR_API_KEY"),
+    ],
+)
+def test_a_generator_is_set_as_a_whole_and_its_key_apart(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        Settings(**changes)
+    assert PASSWORD not in str(caught.value)
+    assert Settings(generator_url="http://127.0.0.1:8001/v1", generator_model="large").generator_api_key is None

@@ -75,6 +75,29 @@ def test_the_trainer_is_told_what_it_needs(rig: Rig) -> None:
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
+def test_a_generators_address_is_in_the_spec_and_its_key_is_not(tmp_path: Path) -> None:
+    generator = {"generator_url": "https://api.example.com/v1", "generator_model": "large", "generator_api_key": "sk-canary"}
+    rig = make_rig(tmp_path, **generator)
+    document, job_id = rig.upload([{"environment": "KMSERVE_GENERATOR_API_KEY"}, stage("loading"), HANG])
+    rig.start_work()
+    rig.reach(job_id, "loading")
+    written = (rig.directory(document, job_id) / "spec.json").read_text()
+    assert json.loads(written)["generator"] == {"url": "https://api.example.com/v1", "model": "large"}
+    assert "sk-canary" not in written
+    assert (rig.directory(document, job_id) / "KMSERVE_GENERATOR_API_KEY").read_text() == "sk-canary"
+    rig.close()
+
+
+@pytest.mark.parametrize("code", ["generator_unavailable", "generator_refused"])
+def test_a_generator_that_fails_is_tried_again_as_long_as_there_are_attempts(rig: Rig, code: str) -> None:
+    _, job_id = rig.upload([{"say": {"event": "error", "code": code, "message": "mend it"}}, {"exit": 1}], max_attempts=2)
+    rig.work()
+    assert (rig.job(job_id).state, rig.job(job_id).attempt, error_code(rig, job_id)) == (JobState.QUEUED, 1, code)
+    rig.skip_wait(job_id)
+    rig.work()
+    assert (rig.job(job_id).state, rig.job(job_id).attempt, error_code(rig, job_id)) == (JobState.FAILED, 2, code)
+
+
 def test_an_error_that_the_trainer_explains_fails_the_job(rig: Rig) -> None:
     said = {"event": "error", "code": "gate_not_passed", "message": "the module learned too little"}
     document, job_id = rig.upload([{"say": said}, {"exit": 1}])

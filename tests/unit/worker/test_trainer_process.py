@@ -23,6 +23,17 @@ def test_it_runs_apart_and_humbly(tmp_path: Path) -> None:
         assert os.getpriority(os.PRIO_PROCESS, trainer.pid) == NICE
 
 
+def test_secrets_are_told_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KMSERVE_HOST", "here")
+    code = "import os, sys; print(os.environ['KMSERVE_HOST'], os.environ['KMSERVE_GENERATOR_API_KEY'], file=sys.stderr)"
+    log = tmp_path / "log"
+    secrets = {"KMSERVE_GENERATOR_API_KEY": "sk-canary"}
+    with TrainerProcess(python(code), tmp_path, log, grace_seconds=1, secrets=secrets) as trainer:
+        assert trainer.wait() == 0
+    assert log.read_text().split() == ["here", "sk-canary"]
+    assert "KMSERVE_GENERATOR_API_KEY" not in os.environ
+
+
 def test_no_child_survives_its_context(tmp_path: Path) -> None:
     trainer = TrainerProcess(python("import time; time.sleep(60)"), tmp_path, tmp_path / "log", grace_seconds=1)
     with pytest.raises(ZeroDivisionError), trainer:
