@@ -17,6 +17,9 @@ PARTS = (THROUGHPUT, TIERS, PREFETCH, PREFIX, MODEL, LOAD)
 GPU_SYSTEMS = ("kmserve", "transformers")
 """On a GPU, where others are asked for by name: the model is random weights without a directory to serve."""
 
+QUICK_TOKENS = 32
+"""Of an answer in suite quick, whose figures are therefore none of suite full's: reading prompts counts for more."""
+
 ABOUT = f"""Speed of serving, ours and others', in one run on the same weights, prompts and token counts.
 
     python -m benchmarks.serving --suite quick --json serving.json
@@ -36,7 +39,7 @@ parts (keys of the JSON; throughput is `results` and `ratios`)
     model        bytes and operations of a decoding step against this machine's bandwidth and matrix rate
     load         200 streaming clients for a minute, a third of whom leave (suite full only)
 
-{NEW_TOKENS} new tokens, greedy, about {PROMPT_TOKENS} prompt tokens, another prompt for each request. A row is the median of its rounds
+{NEW_TOKENS} new tokens ({QUICK_TOKENS} in suite quick), greedy, about {PROMPT_TOKENS} prompt tokens, another prompt for each request. A row is the median of its rounds
 after a warm-up; systems take turns within a point. On a GPU the model has Llama-3.1-8B's shapes and random weights. What
 cannot run stands under `skipped` with the reason, and the command succeeds.
 """
@@ -85,8 +88,11 @@ QUICK = replace(
     rounds=1,
     shared_at=(16,),
     patience=15.0,
-    throughput_seconds=320.0,
+    throughput_seconds=200.0,
     warm_tokens=4,
+    new_tokens=QUICK_TOKENS,
+    tier_requests=64,
+    tier_rounds=2,
     tier_prompt=48,
     tier_tokens=8,
     swaps=32,
