@@ -40,8 +40,8 @@ parts (keys of the JSON; throughput is `results` and `ratios`)
     load         200 streaming clients for a minute, a third of whom leave (suite full only)
 
 {NEW_TOKENS} new tokens ({QUICK_TOKENS} in suite quick), greedy, about {PROMPT_TOKENS} prompt tokens, another prompt for each
-request. A row is the median of its rounds after a warm-up; systems take turns within a point. On a GPU the model has Llama-3.1-8B's shapes and random weights. What
-cannot run stands under `skipped` with the reason, and the command succeeds.
+request. A row is the median of its rounds after a warm-up; systems take turns within a point. On a GPU the model has
+Llama-3.1-8B's shapes and random weights. What cannot run stands under `skipped` with the reason, and the command succeeds.
 """
 
 
