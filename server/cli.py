@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from server import cli_extractors, cli_models
+from server import cli_extractors, cli_models, cli_training
 from server.cli_ask import ask, search
 from server.cli_connection import ExplainingGroup
 from server.cli_demo import demo
@@ -23,6 +23,7 @@ app = typer.Typer(
 for command in (up, demo, upload, status, ask, search, delete):
     app.command()(command)
 app.command("eval")(evaluate)
+app.add_typer(cli_training.app, name="documents")
 app.add_typer(cli_extractors.app, name="extractors")
 app.add_typer(cli_models.app, name="models")
 

@@ -163,6 +163,12 @@ class NotRetryable(Conflict):
     code = "not_retryable"
 
 
+class JobUnderWay(Conflict):
+    """One training of a document at a time."""
+
+    code = "job_under_way"
+
+
 class IdempotencyInFlight(Conflict):
     code = "idempotency_in_flight"
 

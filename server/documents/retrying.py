@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from server.db import documents
-from server.db.tables import DocumentStatus, JobKind, JobState, Module, ModuleState
+from server.db.tables import DocumentStatus, Job, JobKind, JobState, Module, ModuleState
 from server.documents import repository
 from server.documents.repository import Found
 from server.documents.schemas import Document
@@ -89,7 +89,16 @@ def _due(found: Found, passages: int, standing: Standing | KmserveError) -> JobK
 
 
 def _params(kind: JobKind, found: Found, standing: Standing | KmserveError) -> dict[str, Any]:
-    """An ingest for new vectors leaves a module alone that can answer: it was trained on the same text."""
+    """An ingest for new vectors leaves a module alone that can answer: it was trained on the same text. A training is what it was."""
     current = found.module is not None and found.module.revision_id == found.document.revision_id
     keeps = current and found.module is not None and isinstance(standing, Standing) and standing.serves(found.module)
-    return {"keep_module": True} if kind == JobKind.INGEST and keeps else {}
+    if kind == JobKind.INGEST:
+        return {"keep_module": True} if keeps else {}
+    return _wanted(found.job)
+
+
+def _wanted(job: Job | None) -> dict[str, Any]:
+    """What its caller asked of a training that did not end well."""
+    if job is None or job.kind != JobKind.TRAIN or job.state == JobState.SUCCEEDED:
+        return {}
+    return {name: job.params[name] for name in ("preset", "recipe", "seed") if name in job.params}

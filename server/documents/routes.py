@@ -8,8 +8,9 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from server.db.tables import DocumentStatus
-from server.documents import deletion, following, retrying, service
+from server.documents import deletion, following, retrying, service, training
 from server.documents.idempotency import Reservation, Stored
+from server.documents.recipes import TrainModule
 from server.documents.repository import Order
 from server.documents.schemas import Document, DocumentPage, Receipt, TextUpload, Uploaded, UploadFields
 from server.documents.uploads import received
@@ -20,7 +21,9 @@ from server.errors import (
     IdempotencyInFlight,
     IdempotencyKeyReused,
     IndexUnavailable,
+    JobUnderWay,
     NotCancellable,
+    NotRetrievable,
     NotRetryable,
     Starting,
     StorageFull,
@@ -184,6 +187,18 @@ async def retry_document(document_id: Id, parts: PartsOf, caller: Writer) -> Doc
     """Start the document's ingest or training again: after it failed or was cancelled, where its passages are not indexed for the
     embedding model in use, or where its module is in quarantine, gone or of another base model."""
     return await retrying.retry(parts, caller.tenant, document_id)
+
+
+@router.post(
+    "/documents/{document_id}/modules",
+    operation_id="train_module",
+    status_code=202,
+    responses=documented(DocumentNotFound, JobUnderWay, NotRetrievable),
+)
+async def train_module(document_id: Id, wanted: TrainModule, parts: PartsOf, caller: Writer) -> Document:
+    """Train the document's module again, with another preset or changes to its recipe. The module that is there answers until the new one
+    is published, and goes on if that does not pass its gate."""
+    return await training.train(parts, caller.tenant, document_id, wanted)
 
 
 @router.delete("/documents/{document_id}", operation_id="delete_document", responses=documented(DocumentNotFound))

@@ -23,6 +23,7 @@ OPERATIONS = {
     "follow_document": "GET /documents/{document_id}/events",
     "cancel_document": "POST /documents/{document_id}/cancel",
     "retry_document": "POST /documents/{document_id}/retry",
+    "train_module": "POST /documents/{document_id}/modules",
     "delete_document": "DELETE /documents/{document_id}",
     "ask": "POST /ask",
     "search": "POST /search",

@@ -68,6 +68,7 @@ class FakeKmserve(ThreadingHTTPServer):
         self.documents: dict[str, dict[str, Any]] = {}
         self.asked: list[dict[str, Any]] = []
         self.uploads: list[bytes] = []
+        self.trainings: list[dict[str, Any]] = []
         self.lock = threading.Lock()
         self.never_settles = False
         self.extractors = FakeExtractors()
@@ -144,6 +145,8 @@ class Handler(BaseHTTPRequestHandler):
             _, _, extractor_id, step = self.path.split("/")
             return self._send(200, self.server.extractors.switch(extractor_id, step == "activate"))
         wanted = json.loads(body)
+        if self.path.endswith("/modules"):
+            return self._train(self.path.split("/")[2], wanted)
         if self.path == "/search":
             return self._send(200, {"hits": [cite(document_id) for document_id in self.server.documents]})
         return self._ask(wanted)
@@ -176,6 +179,16 @@ class Handler(BaseHTTPRequestHandler):
             return self._problem(413, "upload_too_large", "a document has at most 5 bytes")
         title = json.loads(body).get("title", "text") if self.headers["content-type"] == "application/json" else _filename(body)
         self._send(202, {**self.server.add(body, title), "eta_seconds": 190.0})
+
+    def _train(self, document_id: str, wanted: dict[str, Any]) -> None:
+        if document_id not in self.server.documents:
+            return self._problem(404, "document_not_found", "no such document")
+        if "steps" in wanted.get("recipe", {}):
+            return self._problem(422, "invalid_input", "recipe.steps: Extra inputs are not permitted")
+        self.server.trainings.append(wanted)
+        row = show(document_id, self.server.documents[document_id]["title"], "training", done=0)
+        self.server.documents[document_id] = row
+        self._send(202, row)
 
     def _events(self, document_id: str) -> None:
         self.send_response(200)

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from server.api_keys.schemas import CreatedApiKey
 from server.asks.schemas import Answer, Ask, Mode
 from server.db.tables import DocumentStatus
-from server.documents.schemas import Document, Receipt, Uploaded
+from server.documents.schemas import Document, Preset, Receipt, Uploaded
 from server.extractors.schemas import Extractor, Switched
 from server.jobs.schemas import Job
 
@@ -45,6 +45,7 @@ def test_values_take_the_servers_examples_and_have_no_field_of_their_own(ours: t
 def test_enumerations_are_the_servers() -> None:
     assert set(get_args(models.Mode)) == set(Mode)
     assert set(get_args(models.Status)) == set(DocumentStatus)
+    assert set(get_args(operations.Preset)) == set(Preset)
     assert set(operations.AskOptions.__annotations__) == set(Ask.model_fields) - {"question", "stream"}
 
 
@@ -57,6 +58,7 @@ def test_enumerations_are_the_servers() -> None:
         operations.wait("doc_1"),
         operations.cancel("doc_1"),
         operations.retry("doc_1"),
+        operations.train("doc_1", preset="standard", recipe={"rank": 8}),
         operations.delete("doc_1"),
         operations.job("job_1"),
         operations.wait_for_job("job_1"),

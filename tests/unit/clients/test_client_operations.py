@@ -123,6 +123,14 @@ def test_cancel_and_retry(caller: Caller, operation: str) -> None:
     assert api.requests[0].url.path == f"/documents/doc_1/{operation}"
 
 
+def test_train_sends_what_is_given(caller: Caller) -> None:
+    api = ScriptedApi(*[httpx2.Response(202, json=document(status="training"))] * 2)
+    assert caller.call(api, "train", "doc_1", preset="standard", recipe={"rank": 8}, seed=3).status == "training"
+    caller.call(api, "train", "doc_1")
+    assert [request.url.path for request in api.requests] == ["/documents/doc_1/modules"] * 2
+    assert api.bodies == [{"preset": "standard", "recipe": {"rank": 8}, "seed": 3}, {}]
+
+
 def test_delete_gives_the_receipt(caller: Caller) -> None:
     removed = {"passages": 3, "revisions": 1, "modules": ["ab"], "jobs": 2}
     receipt = {"document_id": "doc_1", "deleted_at": 5.0, "complete": True, "removed": removed}

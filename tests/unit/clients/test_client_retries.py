@@ -56,7 +56,7 @@ def test_a_repeated_upload_keeps_its_key_and_starts_at_the_first_byte(caller: Ca
     assert all(b"all of it" in request.content for request in api.requests)
 
 
-@pytest.mark.parametrize(("operation", "arguments"), [("retry", ["doc_1"]), ("create_api_key", ["reader", ["ask"]])])
+@pytest.mark.parametrize(("operation", "arguments"), [("retry", ["doc_1"]), ("train", ["doc_1"]), ("create_api_key", ["reader", ["ask"]])])
 def test_what_is_not_idempotent_is_sent_once(caller: Caller, operation: str, arguments: list[object]) -> None:
     api = ScriptedApi(httpx2.ReadError("reset"))
     with pytest.raises(errors.ConnectionFailed):

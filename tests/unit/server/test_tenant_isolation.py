@@ -27,13 +27,15 @@ def told(response: Any) -> dict[str, Any]:
         ("GET", "/documents/{id}/events"),
         ("POST", "/documents/{id}/cancel"),
         ("POST", "/documents/{id}/retry"),
+        ("POST", "/documents/{id}/modules"),
         ("DELETE", "/documents/{id}"),
     ],
 )
 async def test_a_foreign_document_is_as_good_as_absent(api: Api, method: str, path: str) -> None:
     document = await api.uploaded()
-    foreign = await api.stranger.request(method, path.format(id=document["id"]))
-    absent = await api.stranger.request(method, path.format(id="doc_absent"))
+    body = {"json": {}} if path.endswith("/modules") else {}
+    foreign = await api.stranger.request(method, path.format(id=document["id"]), **body)
+    absent = await api.stranger.request(method, path.format(id="doc_absent"), **body)
     assert told(foreign) == told(absent)
     assert (foreign.status_code, foreign.json()["code"]) == (404, "document_not_found")
     untouched = (await api.client.get(f"/documents/{document['id']}")).json()

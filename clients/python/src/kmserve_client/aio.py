@@ -58,6 +58,7 @@ class AsyncClient:
     events = iterating(streams.events)
     cancel = awaitable(operations.cancel)
     retry = awaitable(operations.retry)
+    train = awaitable(operations.train)
     delete = awaitable(operations.delete)
     job = awaitable(operations.job)
     wait_for_job = awaitable(operations.wait_for_job)

@@ -58,6 +58,7 @@ class Client:
     events = iterating(streams.events)
     cancel = blocking(operations.cancel)
     retry = blocking(operations.retry)
+    train = blocking(operations.train)
     delete = blocking(operations.delete)
     job = blocking(operations.job)
     wait_for_job = blocking(operations.wait_for_job)

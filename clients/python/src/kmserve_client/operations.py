@@ -96,6 +96,15 @@ def retry(document_id: str) -> Flow[Document]:
     return (yield from one(Document, Call(method="POST", path=f"{_document(document_id)}/retry")))
 
 
+def train(
+    document_id: str, *, preset: Preset | None = None, recipe: Mapping[str, float | int | str] | None = None, seed: int | None = None
+) -> Flow[Document]:
+    """Train the document's module again, with `preset` instead of the document's, or with fields of its recipe changed. What answers now
+    goes on until the new module is published."""
+    body = _given(preset=preset, recipe=None if recipe is None else dict(recipe), seed=seed)
+    return (yield from one(Document, Call(method="POST", path=f"{_document(document_id)}/modules", json=body)))
+
+
 def delete(document_id: str) -> Flow[Receipt]:
     """Delete the document, its text, passages and weights, in whatever state it is."""
     return (yield from one(Receipt, Call(method="DELETE", path=_document(document_id), repeatable=True)))
