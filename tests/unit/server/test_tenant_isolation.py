@@ -33,7 +33,7 @@ def told(response: Any) -> dict[str, Any]:
 )
 async def test_a_foreign_document_is_as_good_as_absent(api: Api, method: str, path: str) -> None:
     document = await api.uploaded()
-    body = {"json": {}} if path.endswith("/modules") else {}
+    body: dict[str, Any] = {"json": {}} if path.endswith("/modules") else {}
     foreign = await api.stranger.request(method, path.format(id=document["id"]), **body)
     absent = await api.stranger.request(method, path.format(id="doc_absent"), **body)
     assert told(foreign) == told(absent)
