@@ -15,7 +15,7 @@ from server.engine.adapter_bank import Product
 from server.engine.base_model import BaseModel
 from server.engine.host_cache import AdapterKey, HostAdapter, Load
 from server.engine.request import ArtefactRef, Scope
-from server.errors import KmserveError, ModuleUnreadable, StorageFull
+from server.errors import KmserveError, ModuleUnreadable, ModuleUnsupported, StorageFull
 from server.modules.artefact import Artefact, read_artefact
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def _explained(ref: ArtefactRef, error: OSError) -> KmserveError:
 
 
 def _laid_out(ref: ArtefactRef, artefact: Artefact, names: Sequence[str], base: BaseModel) -> HostAdapter:
-    tensors = _products(artefact, names, base)
+    tensors = _products(artefact, names, base, ref.digest)
     weights = [artefact.composition.weights(name) for name in names] if artefact.composition else None
     return HostAdapter(
         key=AdapterKey.of(ref),
@@ -58,7 +58,7 @@ def _laid_out(ref: ArtefactRef, artefact: Artefact, names: Sequence[str], base: 
     )
 
 
-def _products(artefact: Artefact, names: Sequence[str], base: BaseModel) -> tuple[Product | None, ...]:
+def _products(artefact: Artefact, names: Sequence[str], base: BaseModel, digest: str) -> tuple[Product | None, ...]:
     """In the model's dtype, in one piece of memory. Layers of one kind are converted together: each of hundreds of small steps would give
     the interpreter's lock away and wait for it."""
     alike: dict[tuple[str, torch.Size, torch.Size], list[str]] = {}
@@ -77,6 +77,9 @@ def _products(artefact: Artefact, names: Sequence[str], base: BaseModel) -> tupl
             start, end = end, end + together.numel()
             sides.append(memory[start:end].view(together.shape).copy_(together).unbind())
         found |= zip(layers, zip(*sides, strict=True), strict=True)
+    if not bool(torch.stack(list(torch.aminmax(memory[:end]))).isfinite().all()):  # it would reach the requests beside it
+        detail = f"this server cannot serve the module: it has numbers that are too large for {base.dtype}"
+        raise ModuleUnsupported(detail, digest=digest)
     return tuple(found.get(name) for name in names)
 
 
@@ -84,7 +87,7 @@ def _together(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors of one shape as one: as they lie where they are evenly spaced in one piece of memory, like those of a file, else copied."""
     first = tensors[0]
     steps = {later.storage_offset() - earlier.storage_offset() for earlier, later in pairwise(tensors)}
-    if len(steps) == 1 and len({(tensor.untyped_storage().data_ptr(), tensor.stride()) for tensor in tensors}) == 1:
+    if len(steps) == 1 and min(steps) > 0 and len({(tensor.untyped_storage().data_ptr(), tensor.stride()) for tensor in tensors}) == 1:
         return first.as_strided((len(tensors), *first.shape), (steps.pop(), *first.stride()))
     return torch.stack(list(tensors))
 

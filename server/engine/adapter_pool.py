@@ -164,7 +164,12 @@ class AdapterPool:
         worn = self.modules.wear(module, self._factors(module, extractor.w_km if extractor else None)) if module else None
         if module and worn is None:
             return None
-        ke = self.extractors.wear(extractor, self._factors(extractor, extractor.w_ke)) if extractor else None
+        try:
+            ke = self.extractors.wear(extractor, self._factors(extractor, extractor.w_ke)) if extractor else None
+        except BaseException:
+            if worn:
+                self.modules.release(worn.slot)
+            raise
         if extractor and ke is None:
             if worn:
                 self.modules.release(worn.slot)

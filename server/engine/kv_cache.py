@@ -83,8 +83,11 @@ class KvPool:
         return like.new_zeros(self._rows, like.shape[1], self.capacity, like.shape[3])
 
     def _grow(self) -> None:
-        for index, (key, value) in self._layers.items():
-            self._layers[index] = (torch.cat((key, torch.zeros_like(key))), torch.cat((value, torch.zeros_like(value))))
+        # All or nothing: where memory runs out half-way, what is recorded over the old tensors must not seem valid over some new ones.
+        self._layers = {
+            index: (torch.cat((key, torch.zeros_like(key))), torch.cat((value, torch.zeros_like(value))))
+            for index, (key, value) in self._layers.items()
+        }
         self._free.extend(range(self._rows, 2 * self._rows))
         self._rows *= 2
         self.memory = next(_memories)
@@ -111,10 +114,11 @@ class KvCache:
         capacity = self._capacity(tokens)
         if self.reserved + capacity > self.budget:
             return None
-        self.reserved += capacity
         pool = self._pools.setdefault(capacity, KvPool(capacity))
         self._make_room(pool)
-        return KvRow(pool=pool, row=pool.take())
+        row = pool.take()
+        self.reserved += capacity
+        return KvRow(pool=pool, row=row)
 
     def release(self, held: KvRow, tokens: int) -> None:
         """Give a row back of which the first `tokens` positions were written."""

@@ -10,7 +10,7 @@ import torch
 from server.engine.adapter_loader import loader
 from server.engine.base_model import adapted_layers
 from server.engine.request import ArtefactRef, Scope
-from server.errors import ModuleCorrupt, ModuleUnreadable, ModuleWrongBase
+from server.errors import ModuleCorrupt, ModuleUnreadable, ModuleUnsupported, ModuleWrongBase
 from server.modules.artefact import Artefact, write_artefact
 from tests.support.tiny_models import tiny_artefact, tiny_base
 
@@ -107,3 +107,15 @@ def test_a_disk_that_fails_is_no_damage(tmp_path: Path) -> None:
         loader(BASE, LAYERS, 8, fail)(ref)
     assert (caught.value.reason, caught.value.extra) == ("Permission denied", {"digest": ref.digest})
     assert str(tmp_path) not in caught.value.detail
+
+
+def test_numbers_beyond_the_models_dtype_are_refused_before_a_slot_has_them(tmp_path: Path) -> None:
+    """They would be infinite there, and reach the requests beside it."""
+    narrow = tiny_base(dtype=torch.float16)
+    artefact = tiny_artefact(narrow, 1)
+    first = next(iter(artefact.b))
+    artefact.b[first][0, 0] = 1e6
+    ref = written(tmp_path / "module", artefact)
+    assert loader(BASE, LAYERS, 8)(ref)
+    with pytest.raises(ModuleUnsupported, match=r"too large for torch\.float16"):
+        loader(narrow, adapted_layers(narrow.model), 8)(ref)

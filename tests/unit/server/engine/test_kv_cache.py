@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from server.engine.kv_cache import SMALLEST, KvCache, KvPool, KvRow
@@ -111,3 +112,24 @@ def test_a_pool_goes_with_its_last_row() -> None:
     cache.release(held, 5)
     assert cache.reserved == 0
     assert take(cache).pool is not held.pool
+
+
+def test_a_pool_that_cannot_grow_stays_as_it_was_and_takes_nothing_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is recorded over its memory stays right."""
+    cache = KvCache(10_000)
+    held = take(cache)
+    other = torch.zeros(1, 2, 1, 8)
+    before = [held.pool.layer(0, KEY, KEY), held.pool.layer(1, other, other)]
+    memory, grown = held.pool.memory, torch.cat
+
+    def exhausted(tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if tensors[0].shape[-1] == 8:
+            raise torch.OutOfMemoryError
+        return grown(tensors)
+
+    monkeypatch.setattr(torch, "cat", exhausted)
+    with pytest.raises(torch.OutOfMemoryError):
+        cache.take(10)
+    after = [held.pool.layer(0, KEY, KEY), held.pool.layer(1, other, other)]
+    assert all(now is then for pair, was in zip(after, before, strict=True) for now, then in zip(pair, was, strict=True))
+    assert (held.pool.memory, cache.reserved) == (memory, SMALLEST)
