@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from sqlalchemy import ColumnElement, and_, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from server.db import extractors, jobs
 from server.db.extractors import SYSTEM_OWNER
@@ -18,6 +18,8 @@ from server.db.tables import Document, Extractor, Job, JobKind, JobState, Module
 RETRAIN_PRIORITY: Final = -10
 """Nobody waits for it as for a new document: the old module answers meanwhile."""
 REASON: Final = "extractor_changed"
+_ASKED: Final = ("preset", "recipe", "seed")
+"""Of a module's training: it is trained again as it was."""
 
 
 def switch(session: Session, owner: str, extractor_id: str | None, *, max_attempts: int) -> int:
@@ -56,23 +58,26 @@ def _retrain(session: Session, tenant_id: str, before: str | None, lora: str, ma
     stale = and_(Module.wears.is_not(None), Module.wears != lora)
     # What is being trained wears the lora that was active when it was started; nothing was worn before the first one.
     due = stale if before is None else or_(stale, _has_job(JobState.RUNNING))
+    made_by = aliased(Job)
     wanted = (
-        select(Document.id, Document.revision_id, Document.preset)
+        select(Document.id, Document.revision_id, Document.preset, made_by.params)
         .join(Revision, and_(Revision.id == Document.revision_id, Revision.tenant_id == tenant_id))
         .outerjoin(Module, and_(Module.id == Document.module_id, Module.tenant_id == tenant_id))
+        .outerjoin(made_by, and_(made_by.id == Module.job_id, made_by.tenant_id == tenant_id))
         .where(Document.tenant_id == tenant_id, Document.deleted_at.is_(None), Revision.indexed_at.is_not(None))
         .where(due, ~_has_job(JobState.QUEUED))
         .order_by(Document.created_at, Document.id)
     )
     found = session.execute(wanted).all()
-    for document_id, revision_id, preset in found:
+    for document_id, revision_id, preset, params in found:
+        asked = {name: params[name] for name in _ASKED if name in (params or {})}
         jobs.enqueue(
             session,
             tenant_id=tenant_id,
             document_id=document_id,
             revision_id=revision_id,
             kind=JobKind.TRAIN,
-            params={"preset": preset, "reason": REASON},
+            params={"preset": preset, **asked, "reason": REASON},
             priority=RETRAIN_PRIORITY,
             max_attempts=max_attempts,
         )

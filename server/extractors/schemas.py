@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 from server.api_keys.schemas import TenantId
 from server.db.material import Answered
 from server.documents.schemas import Title
+from server.extractors.recipes import ExtractorRecipeChanges
 from server.jobs.schemas import Job
 from server.schemas import NO_NUL, Body, Id, Value
 
@@ -17,11 +18,6 @@ MAX_DOCUMENTS: Final = 1_000
 MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
 
 Text = Annotated[str, Field(min_length=1, max_length=4_000, pattern=NO_NUL)]
-Number = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
-Recipe = dict[
-    Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")],
-    bool | Annotated[int, Field(ge=-(10**12), le=10**12)] | Number | Annotated[str, Field(max_length=100, pattern=NO_NUL)],
-]
 
 
 class Question(Body):
@@ -51,7 +47,7 @@ class TrainFields(Body):
     name: Title | None = None
     owner: TenantId | None = None
     documents: list[Id] | None = Field(default=None, min_length=1, max_length=MAX_DOCUMENTS)
-    recipe: Recipe = Field(default_factory=dict, max_length=64)
+    recipe: ExtractorRecipeChanges | None = None
     activate: bool = False
     seed: int = Field(default=0, ge=0, lt=2**31)
 

@@ -43,6 +43,9 @@ class Outcome:
 
 async def train(parts: Parts, caller: Caller, wanted: Wanted, reservation: Reservation | None) -> Outcome:
     """Queue the training. Raises Forbidden, InvalidQuestions, DocumentNotFound, InvalidInput."""
+    rank = wanted.fields.recipe.rank if wanted.fields.recipe is not None else None
+    if rank is not None and rank > parts.settings.max_rank:
+        raise InvalidInput(f"this server takes extractors of a rank of at most {parts.settings.max_rank} (KMSERVE_MAX_RANK)")
     outcome = await writing(parts.database, _train, caller, wanted, reservation, parts.settings.max_attempts)
     parts.tasks.start(asyncio.to_thread(parts.ring))
     return outcome
@@ -82,7 +85,8 @@ def _train(session: Session, caller: Caller, wanted: Wanted, reservation: Reserv
     chosen = _chosen(wanted)
     revisions = _revisions(session, caller.tenant, wanted, chosen)
     fields = wanted.fields
-    params = {"owner": owner, "name": fields.name, "recipe": fields.recipe, "seed": fields.seed, "activate": fields.activate}
+    recipe = {} if fields.recipe is None else fields.recipe.changed()
+    params = {"owner": owner, "name": fields.name, "recipe": recipe, "seed": fields.seed, "activate": fields.activate}
     job = jobs.enqueue(session, tenant_id=caller.tenant, kind=JobKind.EXTRACTOR, params=params, max_attempts=max_attempts)
     material.add(session, job, revisions, [asked.question.answered() for asked in chosen])
     audit.record(session, caller.tenant, "train_extractor", job=job.id, owner=owner, questions=len(chosen), documents=len(revisions))
@@ -108,8 +112,9 @@ def _chosen(wanted: Wanted) -> list[Asked]:
     """The questions to learn from. Raises InvalidInput for a document that there is no question about."""
     if wanted.fields.documents is None:
         return list(wanted.questions)
-    chosen = [asked for asked in wanted.questions if asked.question.document_id in wanted.fields.documents]
-    if silent := set(wanted.fields.documents) - {asked.question.document_id for asked in chosen}:
+    named = set(wanted.fields.documents)
+    chosen = [asked for asked in wanted.questions if asked.question.document_id in named]
+    if silent := named - {asked.question.document_id for asked in chosen}:
         raise InvalidInput(f"there is no question about {len(silent)} of the `documents`; name only those to learn from")
     return chosen
 

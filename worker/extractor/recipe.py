@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Literal, get_args
 
 from server.errors import InvalidInput
-from worker.training.recipe import Schedule, ScopeName
+from worker.training.recipe import Decay, Schedule, ScopeName
 
 Learn = Literal["all", "weights"]
 """A lora and the weights over it, or, over a lora that modules wear already, the weights alone."""
@@ -40,7 +40,19 @@ class ExtractorRecipe(Schedule):
 
 READER: Final = ExtractorRecipe(without_module=1.0, with_passages=0.7)
 """For an extractor that modules are to wear: it learns to read and to answer shortly, before there are modules."""
-_SHARES = ("without_module", "with_passages", "unanswerable", "held_out")
+MOST_EXAMPLES: Final = 200_000
+"""Of a training: they are drawn before it begins."""
+_SHARES = ("without_module", "with_passages", "unanswerable", "held_out", "warmup")
+_MOST: Final = {
+    "rank": 256,
+    "max_steps": 100_000,
+    "batch_size": 256,
+    "micro_batch": 256,
+    "evaluate_every": 100_000,
+    "patience": 100_000,
+    "most_passages": 20,
+    "most_held_out": 1_000,
+}
 
 
 def extractor_recipe(overrides: Mapping[str, Any], *, modules: bool) -> ExtractorRecipe:
@@ -52,15 +64,22 @@ def extractor_recipe(overrides: Mapping[str, Any], *, modules: bool) -> Extracto
     for name, value in overrides.items():
         _check_type(name, value, getattr(start, name))
     recipe = replace(start, **overrides)
-    for name, words in (("learn", Learn), ("scope", ScopeName)):
+    for name, words in (("learn", Learn), ("scope", ScopeName), ("decay", Decay)):
         if (chosen := getattr(recipe, name)) not in get_args(words):
             raise InvalidInput(f"unknown {name} {chosen!r} in the recipe: use one of {', '.join(get_args(words))}")
     for name in _SHARES:
         if not 0 <= getattr(recipe, name) <= 1:
             raise InvalidInput(f"{name} is a share: use a number from 0 to 1")
-    for name in ("max_steps", "batch_size", "micro_batch", "evaluate_every", "rank", "most_passages", "most_held_out"):
-        if getattr(recipe, name) < 1:
-            raise InvalidInput(f"{name} must be at least 1")
+    for name, most in _MOST.items():
+        if not 1 <= getattr(recipe, name) <= most:
+            raise InvalidInput(f"{name} must be at least 1 and at most {most}")
+    if recipe.max_steps * recipe.batch_size > MOST_EXAMPLES:
+        raise InvalidInput(f"max_steps times batch_size is at most {MOST_EXAMPLES} examples")
+    for name in ("alpha", "learning_rate", "weights_rate", "clip"):
+        if not 0 < getattr(recipe, name) <= 1000:
+            raise InvalidInput(f"{name} must be above 0 and at most 1000")
+    if not 0 <= recipe.dropout < 1:
+        raise InvalidInput("dropout must be at least 0 and below 1")
     return recipe
 
 
