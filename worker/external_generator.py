@@ -98,7 +98,10 @@ class ExternalGenerator:
                     for task in done:
                         index = running.pop(task)
                         if (error := task.exception()) is None:
-                            on_finished(index, task.result())
+                            try:
+                                on_finished(index, task.result())
+                            except Exception as stop:  # what is under way is paid for: it is handed over first
+                                failure = failure or stop
                         elif isinstance(error, GeneratorUnavailable | GeneratorRefused):
                             failure = failure or error
                         else:
@@ -107,7 +110,7 @@ class ExternalGenerator:
                 for task in running:
                     task.cancel()
                 await asyncio.gather(*running, return_exceptions=True)
-        if failure is not None and not self.should_stop():
+        if failure is not None and (not self.should_stop() or not isinstance(failure, GeneratorUnavailable | GeneratorRefused)):
             raise failure
 
     async def _text(self, client: httpx2.AsyncClient, ask: Ask, pause: _Pause) -> str:
@@ -134,7 +137,7 @@ class ExternalGenerator:
             reply = await client.post(f"{self.url.rstrip('/')}/chat/completions", json=self._body(ask))
         except httpx2.TimeoutException:
             raise _Again("did not answer in time") from None
-        except httpx2.TransportError:
+        except httpx2.RequestError:
             raise _Again("cannot be reached") from None
         if reply.status_code in _AGAIN:
             raise _Again(f"answers {reply.status_code}", retry_after(reply.headers.get("Retry-After")))

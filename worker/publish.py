@@ -41,9 +41,9 @@ def publish(database: SyncDatabase, store: ModuleStore, job: Job, artefact: Path
     described = announced(artefact, result, ArtefactKind.KNOWLEDGE_MODULE)
     target = store.path(job.tenant_id, job.subject.document_id, result.digest)
 
-    def named() -> bool:
+    def named(manifest_sha256: str) -> bool:
         with database.read() as session:
-            return modules.in_use(session, job.tenant_id, job.subject.document_id, result.digest, result.manifest_sha256)
+            return modules.in_live_use(session, job.tenant_id, job.subject.document_id, result.digest, manifest_sha256)
 
     with staged(store.staging(job.tenant_id, job.subject.document_id), artefact) as copy, uploaded(store, copy, target, named):
         try:
@@ -82,17 +82,19 @@ def staged(directory: Path, artefact: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def uploaded(store: ModuleStore, copy: Path, target: Path, named: Callable[[], bool]) -> Iterator[None]:
-    """Around the transaction, for an upload may take long: the artefact is where other machines find it, and goes from there again unless a
-    row came to name it. Nobody else writes its objects: no attempt has the manifest of another. Raises ObjectStoreUnavailable."""
-    manifest_sha256 = hashlib.sha256((copy / MANIFEST).read_bytes()).hexdigest()
+def uploaded(store: ModuleStore, copy: Path, target: Path, named: Callable[[str], bool]) -> Iterator[None]:
+    """Around the transaction, for an upload may take long: the artefact, and what lies in its place already, are where other machines find
+    them, and what this brought there goes again unless a row names it, by its manifest's hash. Raises ObjectStoreUnavailable."""
+    # Nobody else writes the copy's objects: no attempt has the manifest of another.
+    put = frozenset({hashlib.sha256((copy / MANIFEST).read_bytes()).hexdigest()})
     try:
-        store.upload(copy, target)
+        put |= store.upload(copy, target)
         yield
     finally:
         try:
-            if not named():
-                store.withdraw(target, manifest_sha256)
+            for manifest_sha256 in put:
+                if not named(manifest_sha256):
+                    store.withdraw(target, manifest_sha256)
             store.trim()
         except (SQLAlchemyError, ObjectStoreUnavailable, OSError):
             logger.warning("objects that no row names may be left behind; they go with their document", exc_info=True)

@@ -39,9 +39,9 @@ def publish_extractor(database: SyncDatabase, store: ModuleStore, job: Job, arte
     owner: str = job.params["owner"]
     target = store.extractor_path(owner, result.composition)
 
-    def named() -> bool:
+    def named(manifest_sha256: str) -> bool:
         with database.read() as session:
-            return extractors.in_use(session, owner, target.name, result.manifest_sha256)
+            return extractors.in_use(session, owner, target.name, manifest_sha256)
 
     with staged(store.staging_extractor(owner), artefact) as copy, uploaded(store, copy, target, named):
         try:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import NoResultFound, SQLAlchemyError
 
 from server.db import jobs
 from server.db.blobs import BlobStore
@@ -81,7 +81,7 @@ class Supervisor:
             try:
                 run = self._run(job, workspace)
                 code, ended = run.code, self._end(job, workspace, run)
-            except (OSError, ValueError, DocumentNotFound, DocumentTextMissing, ObjectStoreUnavailable) as error:
+            except (OSError, ValueError, DocumentNotFound, DocumentTextMissing, ObjectStoreUnavailable, NoResultFound) as error:
                 ended = self._give_up(job, error)
         except JobLost:
             logger.warning("job %s: attempt %d lost its lease, another has the job", job.id, job.attempt)

@@ -118,7 +118,9 @@ def _run_module(directory: Path, spec: dict[str, Any], reporter: Reporter, cores
     from worker.training.pipeline import TrainingSpec, train
     from worker.training.recipe import recipe_for
 
-    recipe = recipe_for(spec["preset"], spec["recipe"])
+    extractor = artefact_ref(spec.get("extractor"))
+    worn = {} if extractor is None else {"scope": str(extractor.scope)}  # unless the recipe names another
+    recipe = recipe_for(spec["preset"], {**worn, **spec["recipe"]})
     reporter.remaining = Remaining(recipe)
     base = _load_base(spec, reporter)
     training = TrainingSpec(
@@ -129,7 +131,7 @@ def _run_module(directory: Path, spec: dict[str, Any], reporter: Reporter, cores
         seed=spec["seed"],
         directory=directory,
         attempt=spec["attempt"],
-        extractor=artefact_ref(spec.get("extractor")),
+        extractor=extractor,
         guard_answers=guard_store(Path(spec["base"]["models_dir"]), base),
         writer=_external_writer(spec, reporter),
     )
@@ -144,7 +146,8 @@ def _run_extractor(directory: Path, spec: dict[str, Any], reporter: Reporter) ->
     from worker.extractor.recipe import extractor_recipe
     from worker.progress import FittingPace
 
-    recipe = extractor_recipe(spec["recipe"], modules=any(document["module"] for document in spec["documents"]))
+    read_only = spec["recipe"].get("without_module") == 1
+    recipe = extractor_recipe(spec["recipe"], modules=not read_only and any(document["module"] for document in spec["documents"]))
     reporter.remaining = FittingPace()
     base = _load_base(spec, reporter)
     training = ExtractorSpec(

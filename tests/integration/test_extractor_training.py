@@ -182,3 +182,32 @@ def test_a_stopped_training_resumes_to_the_same_extractor(base: BaseModel, tmp_p
         train_extractor(base, spec, stop, lambda gate: None)
     resumed = train(base, tmp_path / "parts", taught)
     assert (resumed.artefact.digest, resumed.artefact.composition) == (whole.artefact.digest, whole.artefact.composition)
+
+
+def test_a_later_attempt_over_other_modules_begins_anew(base: BaseModel, tmp_path: Path) -> None:
+    taught = documents(base, tmp_path)
+    expected = train(base, tmp_path / "alone", taught)
+    spec = ExtractorSpec(
+        documents=documents(base, tmp_path / "bare", modules=False), recipe=RECIPE, seed=3, directory=tmp_path / "job", attempt=1
+    )
+
+    def stop(stage: str, done: int, total: int, unit: str) -> None:
+        if (stage, done) == ("fitting", 5):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train_extractor(base, spec, stop, lambda gate: None)
+    later = train(base, tmp_path, taught)
+    assert (later.artefact.digest, later.artefact.composition) == (expected.artefact.digest, expected.artefact.composition)
+
+
+def test_a_reader_does_not_look_at_modules_that_wear_something_else(base: BaseModel, tmp_path: Path) -> None:
+    """So a new lora can be trained while modules wear the old one."""
+    worn = documents(base, tmp_path, wears="a" * 64)
+    reader = replace(RECIPE, without_module=1.0, max_steps=2, evaluate_every=2, gate_improvement=-1.0)
+    assert train(base, tmp_path, worn, reader).artefact.digest
+
+
+def test_weights_alone_need_an_extractor_that_is_there(base: BaseModel, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="activate one first"):
+        train(base, tmp_path, documents(base, tmp_path), replace(RECIPE, learn="weights"))

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from server.engine.base_model import BaseModel, adapted_layers
 from server.engine.request import ArtefactRef
 from server.errors import GateNotPassed, InvalidInput, NothingToLearn
 from server.modules.artefact import Artefact, read_artefact, write_artefact
+from server.modules.canonical import canonical_json
 from server.modules.composition import Composition
 from server.modules.manifest import ArtefactKind, Manifest
 from worker.extractor.composed import Composed, composed
 from worker.extractor.examples import Answered, Draw, Taught, split_documents
 from worker.extractor.recipe import ExtractorRecipe
 from worker.training.fit import FitResult, FitState, fit, held_out_loss
+from worker.training.inputs import keep_only_of, named
 from worker.training.pipeline import Report
 from worker.training.provenance import library_versions, now
 
@@ -62,6 +66,11 @@ class TrainedExtractor:
 def train_extractor(base: BaseModel, spec: ExtractorSpec, report: Report, on_gate: Callable[[ExtractorGate], None]) -> TrainedExtractor:
     """`on_gate` hears every verdict. Raises NothingToLearn, InvalidInput for modules that cannot be trained on together, GateNotPassed;
     what `report` raises passes through with everything resumable kept."""
+    if spec.recipe.learn == "weights" and spec.start is None:
+        raise InvalidInput("weights alone are learned over an extractor that is there: activate one first, or learn all")
+    if spec.recipe.without_module >= 1:  # then modules may wear what they will: they are not looked at
+        spec = replace(spec, documents=tuple(replace(document, module=None) for document in spec.documents))
+    keep_only_of(spec.directory, base, spec.recipe, spec.seed, **_inputs(spec))
     training, held_out = _draw(base, spec, report)
     modules = _modules(base, spec)
     start = _read(base, spec.start) if spec.start is not None else None
@@ -118,7 +127,16 @@ def _draw(base: BaseModel, spec: ExtractorSpec, report: Report) -> tuple[list[An
     fitting = [example for example in examples if len(example) <= limit]
     if len(fitting) < len(examples):
         logger.warning("%d examples are longer than the base model's context and are left out", len(examples) - len(fitting))
-    return fitting, [example for example in held.held_out(spec.seed) if len(example) <= limit]
+    held_out = [example for example in held.held_out(spec.seed) if len(example) <= limit]
+    if not fitting or not held_out:
+        raise NothingToLearn("All questions are longer than the base model's context: use fewer or shorter passages.")
+    return fitting, held_out
+
+
+def _inputs(spec: ExtractorSpec) -> dict[str, Any]:
+    asked = [[each.name, [[one.question, *one.answers] for one in each.questions]] for each in spec.documents]
+    questions = hashlib.sha256(canonical_json(asked)).hexdigest()
+    return {"questions": questions, "modules": [named(document.module) for document in spec.documents], "start": named(spec.start)}
 
 
 def _modules(base: BaseModel, spec: ExtractorSpec) -> dict[int, Artefact]:

@@ -93,6 +93,7 @@ def fit(
     else:
         state.best_loss = held_out_loss(student, held_out, loss, recipe)
         state.held_out.append((0, state.best_loss))
+    student.train(True)
     started, tokens = time.monotonic(), 0
     try:
         while state.step < recipe.max_steps and not _stale(state, recipe):

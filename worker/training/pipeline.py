@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 from collections import Counter
@@ -25,6 +26,7 @@ from worker.training.examples import Example, to_examples
 from worker.training.fit import FitResult, FitState, Loss, fit
 from worker.training.gate import Gate, measure
 from worker.training.guard import GUARD, drawn, guard_count, guard_pairs
+from worker.training.inputs import keep_only_of, named
 from worker.training.objectives.objective import Data, Objective, Source
 from worker.training.objectives.registry import objective_of
 from worker.training.passages import OPEN, Retrieve
@@ -86,6 +88,8 @@ def train(
     objective = objective_of(spec.recipe)
     spec = replace(spec, recipe=objective.narrowed(for_base(spec.recipe, base.model.num_parameters())))
     extractor = _extractor(base, spec)
+    text = hashlib.sha256(spec.text.encode()).hexdigest()
+    keep_only_of(spec.directory, base, spec.recipe, spec.seed, text=text, title=spec.title, extractor=named(spec.extractor))
     generate = EngineGenerator(base, options, should_stop)
     synthesis = _synthesise(base, spec, generate if spec.writer is None else spec.writer.generate, report)
     data, kept = _data(base, spec, objective, synthesis, generate, retrieve, report)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.db import jobs
+from server.db import documents, jobs
 from server.db.tables import Job, JobState
 from server.errors import JobLost, ObjectStoreUnavailable
 from server.modules.cached_store import CachedStore
@@ -77,6 +77,21 @@ def test_an_attempt_that_lost_its_job_withdraws_its_own_objects_alone(
     with pytest.raises(JobLost):
         put(rig, store, lost, older)
     assert {Path(key).parts[5] for key in objects.list("")} == {newer.manifest_sha256}
+
+
+def test_what_lies_in_place_of_a_deleted_document_does_not_come_back(
+    rig: Rig, store: CachedStore, objects: FaultyObjects, tmp_path: Path
+) -> None:
+    """An earlier attempt's artefact with equal tensors, whose objects another machine deleted."""
+    document, _ = rig.upload([])
+    job, artefact = rig.claim(), fake_artefact(tmp_path)
+    earlier = store.staging("acme", document.document_id)
+    (earlier / "manifest.json").write_text("{}")
+    store.publish(earlier, "acme", document.document_id, artefact.digest)
+    with rig.database.write() as session:
+        documents.tombstone(session, "acme", document.document_id)
+    assert put(rig, store, job, artefact).state == JobState.CANCELLED
+    assert objects.list("") == []
 
 
 def test_without_the_object_store_nothing_is_published(rig: Rig, store: CachedStore, objects: FaultyObjects, tmp_path: Path) -> None:

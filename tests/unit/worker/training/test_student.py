@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,3 +93,11 @@ def test_unload_leaves_the_base_as_it_was() -> None:
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+
+def test_an_alpha_that_is_no_whole_number_scales_as_serving_does() -> None:
+    base = tiny_base()
+    student = Student(base.model, replace(RECIPE, rank=4, alpha=1.5), 0)
+    scalings = {module.scaling["default"] for module in student.peft.modules() if isinstance(getattr(module, "scaling", None), dict)}
+    student.unload()
+    assert scalings == {1.5 / 4}

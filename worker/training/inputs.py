@@ -1,0 +1,52 @@
+"""What a job's leftovers were made from. Teacher states and checkpoints are kept for later attempts, and an attempt may be told otherwise
+than the one before: another extractor is active, a document has a module by now. Such leftovers are of another training."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from server.engine.base_model import BaseModel
+from server.engine.request import ArtefactRef
+from worker.training.recipe import Schedule
+
+logger = logging.getLogger(__name__)
+
+FILE = "inputs.json"
+LEFTOVERS = ("teacher", "checkpoint", "checkpoint.old", "checkpoint.tmp")
+_SAME_RESULT = ("micro_batch",)
+"""Of a recipe: halved after an exhausted accelerator, and the training goes on."""
+
+
+def keep_only_of(directory: Path, base: BaseModel, recipe: Schedule, seed: int, **others: Any) -> None:
+    """Remove what another training left in a job's directory, and note what this one is made from. `others` are JSON values."""
+    numbers = {name: value for name, value in asdict(recipe).items() if name not in _SAME_RESULT}
+    inputs = {"base": base.fingerprint, "dtype": str(base.dtype), "recipe": numbers, "seed": seed, **others}
+    if _read(directory) == json.loads(json.dumps(inputs)):
+        return
+    for name in LEFTOVERS:
+        if (directory / name).exists():
+            logger.warning("what an earlier attempt left in %s was made from something else and is made again", name)
+            shutil.rmtree(directory / name)
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / f"{FILE}.tmp"
+    temporary.write_text(json.dumps(inputs))
+    temporary.replace(directory / FILE)
+
+
+def named(ref: ArtefactRef | None) -> list[str | None] | None:
+    """An artefact among inputs."""
+    return None if ref is None else [ref.digest, ref.composition, ref.scope]
+
+
+def _read(directory: Path) -> Mapping[str, Any] | None:
+    try:
+        found: Mapping[str, Any] = json.loads((directory / FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return found
