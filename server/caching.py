@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import time
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from typing import Final
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from server.db import extractors, modules
 from server.db.tables import Document, Extractor
 from server.errors import DocumentNotFound, ExtractorUnavailable
 from server.modules.cached_store import CachedStore
@@ -28,26 +30,36 @@ _AT_ONCE: Final = 500
 
 
 async def keep_cache(parts: Parts, store: CachedStore) -> None:
-    """For ever: one round now and one a minute; what is missing in the object store is looked for until all of it is there."""
-    uploaded = False
+    """For ever: one round now and one a minute."""
     while True:
         try:
             await forget_deleted(parts, store)
             await asyncio.to_thread(store.trim)
-            if not uploaded:
-                await upload_missing(store)
-                uploaded = True
+            await upload_missing(parts, store)
         except Exception:
             # A database or an object store out of reach must not end it.
             logger.exception("the care of the module cache goes on after an error")
         await asyncio.sleep(_PAUSE_SECONDS)
 
 
-async def upload_missing(store: CachedStore) -> None:
-    """What was published before there was an object store. Raises ObjectStoreUnavailable."""
+async def upload_missing(parts: Parts, store: CachedStore) -> None:
+    """What was published before there was an object store, and has a row. Raises ObjectStoreUnavailable."""
     for directory in await asyncio.to_thread(store.artefacts):
         with contextlib.suppress(FileNotFoundError):
-            await asyncio.to_thread(store.upload, directory, directory)
+            if not store.is_marked(directory):
+                await _upload(parts, store, directory)
+
+
+async def _upload(parts: Parts, store: CachedStore, directory: Path) -> None:
+    """If it is deleted meanwhile, by whomever, that may have come before its objects: they go again."""
+    manifest_sha256 = hashlib.sha256((directory / "manifest.json").read_bytes()).hexdigest()
+    if not await reading(parts.database, _named, directory, manifest_sha256):
+        return
+    try:
+        await asyncio.to_thread(store.upload, directory, directory)
+    finally:
+        if not await reading(parts.database, _named, directory, manifest_sha256):
+            await asyncio.to_thread(store.withdraw, directory, manifest_sha256)
 
 
 async def forget_deleted(parts: Parts, store: CachedStore) -> None:
@@ -95,6 +107,13 @@ def _without_row(session: Session, present: Sequence[tuple[str, str]]) -> list[t
         rows = select(Document.tenant_id, Document.id).where(Document.id.in_([document_id for _, document_id in some]))
         known |= {(tenant_id, document_id) for tenant_id, document_id in session.execute(rows)}
     return [pair for pair in present if pair not in known]
+
+
+def _named(session: Session, directory: Path, manifest_sha256: str) -> bool:
+    """Whether a row that is not deleted names the artefact, …/tenants/<tenant>/documents/<document>/<digest> or …/extractors/<owner>/<digest>."""
+    if directory.parts[-3] == "documents":
+        return modules.in_live_use(session, directory.parts[-4], directory.parts[-2], directory.name, manifest_sha256)
+    return extractors.in_use(session, directory.parts[-2], directory.name, manifest_sha256)
 
 
 def _extractors(session: Session) -> set[tuple[str, str]]:

@@ -86,5 +86,11 @@ def in_use(session: Session, tenant_id: str, document_id: str, digest: str, mani
     return session.scalar(found.limit(1)) is not None
 
 
+def in_live_use(session: Session, tenant_id: str, document_id: str, digest: str, manifest_sha256: str) -> bool:
+    """Whether a version of the document, which is not deleted, stands on the artefact `digest` with this manifest."""
+    live = select(Document.id).where(Document.id == document_id, Document.tenant_id == tenant_id, Document.deleted_at.is_(None))
+    return session.scalar(live) is not None and in_use(session, tenant_id, document_id, digest, manifest_sha256)
+
+
 def revision_number(session: Session, tenant_id: str, revision_id: str) -> int:
     return session.scalars(select(Revision.number).where(Revision.id == revision_id, Revision.tenant_id == tenant_id)).one()

@@ -3,6 +3,9 @@
 An artefact's objects lie below its place and its manifest's hash, `tenants/<tenant>/documents/<document>/<digest>/<manifest sha256>/…`:
 what a row names never changes, and two attempts with equal tensors never write over one another. The manifest is written last, and what
 has none is no artefact. Knows nothing of tensors or rows: who reads what was fetched proves it, before it is put in its place.
+
+An artefact on the disk bears a mark, an empty file, once its objects were up. If they are gone since, another machine deleted them: what
+bears the mark leaves the disk as it is, and what does not stays there until a row was found that names it (`server/caching.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
 
-from server.errors import ObjectStoreUnavailable
 from server.modules.files import flush, flush_tree, make_durably
 from server.modules.manifest import DIGEST
 from server.modules.objects import Objects
@@ -29,14 +31,17 @@ from server.modules.store import ModuleStore, clear_abandoned, size_of
 logger = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
+_MARK = ".uploaded"
 
 
 class CachedStore(ModuleStore):
-    """`budget`: bytes of artefacts that the directory keeps; the least recently read leave first."""
+    """`budget`: bytes of artefacts that the directory keeps; the least recently read leave first. `url`: which object store it is, for
+    what was brought to another one is still to be brought to this one."""
 
-    def __init__(self, root: Path, objects: Objects, budget: int) -> None:
+    def __init__(self, root: Path, objects: Objects, budget: int, url: str = "") -> None:
         super().__init__(root)
         self._objects = objects
+        self._mark = f"{_MARK}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
         self._budget = budget
         self._room = 0
         """What may still be placed before the disk is looked at; processes that share it each look for themselves."""
@@ -44,13 +49,21 @@ class CachedStore(ModuleStore):
         self._counting = Lock()
         self._counts = dict.fromkeys(("loads", "load_failures", "load_seconds", "loading", "evictions", "absent"), 0.0)
 
-    def upload(self, staged: Path, target: Path) -> None:
-        self._upload(staged, target)
+    def upload(self, staged: Path, target: Path) -> frozenset[str]:
+        put = self._upload(staged, target)
         if target != staged and target.is_dir():  # `publish` will keep it
-            self._upload(target, target)
+            put |= self._upload(target, target)
+        return put
 
     def withdraw(self, target: Path, manifest_sha256: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if _manifest_sha256(target) == manifest_sha256:
+                (target / self._mark).unlink()
         self._delete_objects(f"{self._key(target)}/{manifest_sha256}")
+
+    def is_marked(self, directory: Path) -> bool:
+        """Whether the artefact on the disk was in the object store once."""
+        return (directory / self._mark).exists()
 
     def delete(self, tenant: str, document: str, digest: str) -> None:
         self._delete_objects(self._key(self.path(tenant, document, digest)))
@@ -101,6 +114,7 @@ class CachedStore(ModuleStore):
         try:
             with _staged(directory) as staged:
                 self._download(f"{self._key(directory)}/{manifest_sha256}", staged)
+                (staged / self._mark).touch(mode=0o600)
                 yield staged
         except BaseException as error:
             self._count(load_failures=1, absent=isinstance(error, FileNotFoundError))
@@ -126,21 +140,20 @@ class CachedStore(ModuleStore):
 
     def trim(self) -> None:
         """Where the disk holds more than the budget, drive from it what was least recently read, until a tenth of the budget is free; but
-        nothing that is being read. What the object store does not have yet is brought there first; where that fails, all stay. What an
-        interrupted fetch or publication left long ago goes, too."""
+        nothing that is being read, and nothing that was never in the object store. What an interrupted fetch or publication left long ago
+        goes, too. Asks nothing of the object store."""
         if not self._trimming.acquire(blocking=False):
             return
         try:
             for folder in self._root.glob("tenants/*/documents/*"):
                 clear_abandoned(folder)
             self._make_room()
-        except (ObjectStoreUnavailable, OSError):
+        except OSError:
             logger.warning("the disk keeps more than its budget for now", exc_info=True)
         finally:
             self._trimming.release()
 
     def _make_room(self) -> None:
-        """One object store that does not answer is asked once: each time takes as long as its patience."""
         sizes = {directory: size_of(directory) for directory in self.artefacts()}
         self._room = self._budget - sum(sizes.values())
         for directory in sorted(sizes, key=_last_read) if self._room < 0 else ():
@@ -169,12 +182,15 @@ class CachedStore(ModuleStore):
                 "store_misses": self._counts["absent"]
             }
 
-    def _upload(self, source: Path, target: Path) -> None:
+    def _upload(self, source: Path, target: Path) -> frozenset[str]:
         key, manifest_sha256 = self._key(target), _manifest_sha256(source)
-        if self._is_up(key, manifest_sha256):
-            return
-        for file in sorted(source.iterdir(), key=lambda file: file.name == _MANIFEST):
-            self._objects.put(f"{key}/{manifest_sha256}/{file.name}", file)
+        missing = not self._is_up(key, manifest_sha256)
+        if missing:
+            files = [file for file in source.iterdir() if not file.name.startswith(_MARK)]
+            for file in sorted(files, key=lambda file: file.name == _MANIFEST):
+                self._objects.put(f"{key}/{manifest_sha256}/{file.name}", file)
+        _touch_quietly(source / self._mark)
+        return frozenset({manifest_sha256} if missing else ())
 
     def _is_up(self, key: str, manifest_sha256: str) -> bool:
         folder = f"{key}/{manifest_sha256}"
@@ -193,7 +209,8 @@ class CachedStore(ModuleStore):
             self._objects.delete(key)
 
     def _evict(self, directory: Path) -> bool:
-        self._upload(directory, directory)
+        if not self.is_marked(directory):
+            return False
         with _locked(directory, fcntl.LOCK_EX) as alone:
             if not alone:
                 return False
@@ -244,6 +261,13 @@ def _lock(descriptor: int, how: int) -> bool:
     except OSError:  # held by another, or a filesystem without locks
         return False
     return True
+
+
+def _touch_quietly(mark: Path) -> None:
+    """Create it; its directory is no more recently read for that."""
+    status = mark.parent.stat()
+    mark.touch(mode=0o600)
+    os.utime(mark.parent, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _manifest_sha256(directory: Path) -> str:

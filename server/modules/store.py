@@ -62,9 +62,10 @@ class ModuleStore:
         """Like `publish`."""
         return _publish(staged, self.extractor_path(owner, digest))
 
-    def upload(self, staged: Path, target: Path) -> None:
+    def upload(self, staged: Path, target: Path) -> frozenset[str]:
         """Bring a staged artefact to where other machines find it, before it is published at `target`: nothing to do, where the directory
-        is all there is. Raises ObjectStoreUnavailable."""
+        is all there is. The hashes of the manifests that were not there before. Raises ObjectStoreUnavailable."""
+        return frozenset()
 
     def withdraw(self, target: Path, manifest_sha256: str) -> None:
         """Undo `upload` for an artefact that no row names."""

@@ -89,7 +89,8 @@ def open_modules(settings: Settings) -> ModuleStore:
     root = settings.root / "modules"
     if settings.object_store is None:
         return ModuleStore(root)
-    return CachedStore(root, open_objects(settings.object_store, _options(settings)), settings.disk_cache_bytes)
+    objects = open_objects(settings.object_store, _options(settings))
+    return CachedStore(root, objects, settings.disk_cache_bytes, settings.object_store)
 
 
 def open_objects(url: str, options: dict[str, Any]) -> Objects:

@@ -53,6 +53,6 @@ class FaultyObjects:
             raise ObjectStoreUnavailable("down")
 
 
-def replica(folder: Path, objects: Objects, budget: int = PLENTY) -> CachedStore:
+def replica(folder: Path, objects: Objects, budget: int = PLENTY, url: str = "") -> CachedStore:
     """The store of one machine with a data directory of its own."""
-    return CachedStore(folder / "modules", objects, budget)
+    return CachedStore(folder / "modules", objects, budget, url)

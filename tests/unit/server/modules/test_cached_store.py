@@ -225,18 +225,54 @@ def test_what_is_being_read_stays(tmp_path: Path, objects: FaultyObjects) -> Non
     assert on_disk(store) == []
 
 
-def test_what_is_not_uploaded_is_uploaded_before_it_leaves(tmp_path: Path, there: CachedStore, objects: FaultyObjects) -> None:
+def test_what_was_never_uploaded_stays_and_making_room_uploads_nothing(tmp_path: Path, there: CachedStore, objects: FaultyObjects) -> None:
     store = replica(tmp_path / "small", objects, budget=0)
-    for number in range(2):
-        store.publish(staged(store), TENANT, DOCUMENT, DIGESTS[number])
-    objects.down = True
+    place = store.publish(staged(store), TENANT, DOCUMENT, DIGESTS[0])
     store.trim()
-    assert on_disk(store) == [0, 1]
-    assert len(objects.asked) == 1, "one that does not answer is not asked again for each artefact"
-    objects.down = False
+    assert on_disk(store) == [0]
+    assert objects.asked == []
+    age(store, 0, 7)
+    assert store.upload(place, place) == {sha256()}
+    assert place.stat().st_mtime == 7, "it was not read"
     store.trim()
     assert on_disk(store) == []
     assert fetch(there).is_dir()
+
+
+def test_what_another_machine_deleted_does_not_come_back_when_it_leaves_the_disk(
+    here: CachedStore, tmp_path: Path, objects: FaultyObjects
+) -> None:
+    publish(here)
+    fetch(replica(tmp_path / "small", objects))
+    store = replica(tmp_path / "small", objects, budget=0)
+    publish(store, 1)
+    here.delete_document(TENANT, DOCUMENT)
+    assert on_disk(store) == [0, 1]
+    objects.asked.clear()
+    store.trim()
+    assert on_disk(store) == []
+    assert objects.asked == []
+    assert objects.list("") == []
+
+
+def test_what_another_object_store_has_is_not_in_this_one(tmp_path: Path, objects: FaultyObjects) -> None:
+    publish(replica(tmp_path, FaultyObjects(), url="s3://before"))
+    store = replica(tmp_path, objects, budget=0, url="s3://now")
+    place = store.path(TENANT, DOCUMENT, DIGESTS[0])
+    store.trim()
+    assert on_disk(store) == [0]
+    assert not store.is_marked(place)
+    store.upload(place, place)
+    assert {Path(key).name for key in objects.list("")} == {"adapter_model.safetensors", "manifest.json"}
+    assert store.is_marked(place)
+
+
+def test_what_is_withdrawn_is_not_taken_for_uploaded(here: CachedStore) -> None:
+    place = publish(here)
+    here.withdraw(place, sha256("[1]"))
+    assert here.is_marked(place)
+    here.withdraw(place, sha256())
+    assert not here.is_marked(place)
 
 
 def test_what_an_interrupted_fetch_left_goes_when_it_is_old(here: CachedStore) -> None:

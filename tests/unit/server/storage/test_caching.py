@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
 from server.caching import forget_deleted, upload_missing
+from server.db import documents
+from server.db.session import SyncDatabase
 from server.engine.request import Tier
 from server.errors import IndexUnavailable, ObjectStoreUnavailable
 from server.modules.cached_store import CachedStore
 from tests.support.api import ACME, Api
 from tests.support.object_stores import FaultyObjects, replica
+from tests.support.rows import extractor
 
 DIGEST = "a" * 64
+SHA256 = hashlib.sha256(b"{}").hexdigest()
 
 
 @pytest.fixture
@@ -72,20 +77,59 @@ async def test_an_extractor_without_a_row_goes_when_it_cannot_be_one_being_publi
     assert [path for path, _ in api.engine.evicted] == [old]
 
 
-async def test_what_was_published_before_is_uploaded_once(store: CachedStore, objects: FaultyObjects, tmp_path: Path) -> None:
-    module, extractor = put(store.path(ACME, "doc_1", DIGEST)), put(store.extractor_path("system", DIGEST))
-    await upload_missing(store)
+async def module_before(api: Api, store: CachedStore) -> Path:
+    """A document's module, published before there was an object store."""
+    document = await api.uploaded("Staff get 31 days.")
+    await api.index(document["id"], ["Staff get 31 days."])
+    return put(store.path(ACME, document["id"], await api.train(document["id"], manifest_sha256=SHA256)))
+
+
+async def test_what_was_published_before_is_uploaded_once(api: Api, store: CachedStore, objects: FaultyObjects, tmp_path: Path) -> None:
+    module = await module_before(api, store)
+    await api.sql(lambda session: extractor(session, "system", "a" * 64, manifest_sha256=SHA256))
+    made = put(store.extractor_path("system", f"c{'a' * 63}"))
+    await upload_missing(api.parts, store)
     there = replica(tmp_path / "there", objects)
-    assert there.below(ACME) == {there.path(ACME, "doc_1", DIGEST)}
-    assert len(objects.list(f"extractors/system/{extractor.name}")) == 1
+    assert there.below(ACME) == {there.path(ACME, module.parent.name, module.name)}
+    assert len(objects.list(f"extractors/system/{made.name}")) == 1
     objects.asked.clear()
-    await upload_missing(store)
-    assert not [asked for asked in objects.asked if asked.startswith("put")]
+    await upload_missing(api.parts, store)
+    assert objects.asked == []
     assert module.is_dir()
 
 
-async def test_an_upload_that_fails_is_told(store: CachedStore, objects: FaultyObjects) -> None:
-    put(store.path(ACME, "doc_1", DIGEST))
+async def test_what_no_living_row_names_is_not_uploaded(api: Api, store: CachedStore, objects: FaultyObjects) -> None:
+    """Of a document that is being deleted, of one that is gone, with another manifest, and of an extractor that is gone."""
+    module = await module_before(api, store)
+    await api.sql(lambda session: documents.tombstone(session, ACME, module.parent.name))
+    other = await module_before(api, store)
+    (other / "manifest.json").write_text("[]")
+    put(store.path(ACME, "doc_gone", DIGEST))
+    put(store.extractor_path("system", DIGEST))
+    await upload_missing(api.parts, store)
+    assert objects.asked == []
+
+
+async def test_what_is_deleted_while_it_is_uploaded_does_not_stay(api: Api, store: CachedStore, objects: FaultyObjects) -> None:
+    """By another machine, whose deletion looked for objects before they came."""
+    module = await module_before(api, store)
+    put_object, database = objects.put, SyncDatabase(api.parts.settings.sql_url)
+
+    def deleting(key: str, file: Path) -> None:
+        with database.write() as session:
+            documents.tombstone(session, ACME, module.parent.name)
+        put_object(key, file)
+
+    objects.put = deleting  # type: ignore[method-assign]
+    await upload_missing(api.parts, store)
+    database.close()
+    assert [asked.partition(" ")[0] for asked in objects.asked] == ["list", "put", "list", "delete"]
+    assert objects.objects.list("") == []
+    assert not store.is_marked(module)
+
+
+async def test_an_upload_that_fails_is_told(api: Api, store: CachedStore, objects: FaultyObjects) -> None:
+    await module_before(api, store)
     objects.down = True
     with pytest.raises(ObjectStoreUnavailable):
-        await upload_missing(store)
+        await upload_missing(api.parts, store)
