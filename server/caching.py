@@ -63,7 +63,7 @@ async def _upload(parts: Parts, store: CachedStore, directory: Path) -> None:
 
 
 async def forget_deleted(parts: Parts, store: CachedStore) -> None:
-    """Drop from disk, memory and device what has no row any more: another process deleted it, with its objects."""
+    """Drop from disk, memory and device what has no row any more, or one with a tombstone: another process deletes it, with its objects."""
     await _forget_documents(parts, store)
     await _forget_extractors(parts, store)
 
@@ -82,12 +82,15 @@ async def _forget_documents(parts: Parts, store: CachedStore) -> None:
 
 
 async def _forget_extractors(parts: Parts, store: CachedStore) -> None:
+    models = parts.models.peek()
+    held = set() if models is None else set(models.engine.residency())
+    present = {directory for directory in held.union(await asyncio.to_thread(store.artefacts)) if directory.parts[-3:-2] == ("extractors",)}
     known = await reading(parts.database, _extractors)
-    for directory in await asyncio.to_thread(store.artefacts):
-        owned = directory.parts[-3:-1] == ("extractors", directory.parent.name)
-        if owned and (directory.parent.name, directory.name) not in known and _old(directory):
+    for directory in sorted(present):
+        # What the engine holds had a row once: nobody asks it for what is still being published.
+        if (directory.parent.name, directory.name) not in known and (directory in held or _old(directory)):
             await asyncio.to_thread(store.drop, directory)
-            if (models := parts.models.peek()) is not None:
+            if models is not None:
                 models.engine.evict(directory, ExtractorUnavailable("the extractor was deleted"))
 
 
@@ -105,19 +108,19 @@ def _without_row(session: Session, present: Sequence[tuple[str, str]]) -> list[t
     for some in (present[start : start + _AT_ONCE] for start in range(0, len(present), _AT_ONCE)):
         # tenant-free: the caches of all tenants are looked after, each pair under its own tenant
         rows = select(Document.tenant_id, Document.id).where(Document.id.in_([document_id for _, document_id in some]))
-        known |= {(tenant_id, document_id) for tenant_id, document_id in session.execute(rows)}
+        known |= {(tenant_id, document_id) for tenant_id, document_id in session.execute(rows.where(Document.deleted_at.is_(None)))}
     return [pair for pair in present if pair not in known]
 
 
 def _named(session: Session, directory: Path, manifest_sha256: str) -> bool:
-    """Whether a row that is not deleted names the artefact, …/tenants/<tenant>/documents/<document>/<digest> or …/extractors/<owner>/<digest>."""
+    """Whether a row that is not deleted names it: …/tenants/<tenant>/documents/<document>/<digest> or …/extractors/<owner>/<digest>."""
     if directory.parts[-3] == "documents":
         return modules.in_live_use(session, directory.parts[-4], directory.parts[-2], directory.name, manifest_sha256)
     return extractors.in_use(session, directory.parts[-2], directory.name, manifest_sha256)
 
 
 def _extractors(session: Session) -> set[tuple[str, str]]:
-    rows = session.execute(select(Extractor.owner, Extractor.composition_digest))
+    rows = session.execute(select(Extractor.owner, Extractor.composition_digest).where(Extractor.deleted_at.is_(None)))
     return {(owner, composition) for owner, composition in rows}
 
 

@@ -53,13 +53,15 @@ async def test_what_another_process_deleted_is_dropped_from_every_tier(api: Api,
     assert ACME in api.engine.forgotten
 
 
-async def test_a_document_under_its_tombstone_is_the_deletions(api: Api, store: CachedStore) -> None:
+async def test_what_another_process_goes_on_deleting_is_dropped_at_once(api: Api, store: CachedStore) -> None:
     document = await api.uploaded("Staff get 31 days.")
     api.index_fake.error = IndexUnavailable("down")
     assert not (await api.client.delete(f"/documents/{document['id']}")).json()["complete"]
-    put(store.path(ACME, document["id"], DIGEST))
+    directory = put(store.path(ACME, document["id"], DIGEST))
+    api.engine.held = {directory: Tier.DEVICE}
     await forget_deleted(api.parts, store)
-    assert store.documents() == {(ACME, document["id"])}
+    assert store.documents() == set()
+    assert [path for path, _ in api.engine.evicted] == [directory]
 
 
 async def test_another_tenants_document_of_that_id_is_no_reason_to_keep_it(api: Api, store: CachedStore) -> None:
@@ -82,6 +84,20 @@ async def module_before(api: Api, store: CachedStore) -> Path:
     document = await api.uploaded("Staff get 31 days.")
     await api.index(document["id"], ["Staff get 31 days."])
     return put(store.path(ACME, document["id"], await api.train(document["id"], manifest_sha256=SHA256)))
+
+
+async def test_a_deleted_extractor_goes_from_every_tier_however_lately_it_was_read(api: Api, store: CachedStore) -> None:
+    """Under its tombstone, or without a row; on the disk, in memory, or both. One that serves stays."""
+    for letter in "ab":
+        await api.sql(
+            lambda session, lora=letter * 64: extractor(session, ACME, lora, active=False, deleted_at=1.0 if lora[0] == "a" else None)
+        )
+    tombstoned, serving = (put(store.extractor_path(ACME, f"c{letter * 63}")) for letter in "ab")
+    in_memory = store.extractor_path("system", DIGEST)
+    api.engine.held = {tombstoned: Tier.DEVICE, serving: Tier.DEVICE, in_memory: Tier.HOST, Path("elsewhere"): Tier.HOST}
+    await forget_deleted(api.parts, store)
+    assert store.artefacts() == [serving]
+    assert [path for path, _ in api.engine.evicted] == [tombstoned, in_memory]
 
 
 async def test_what_was_published_before_is_uploaded_once(api: Api, store: CachedStore, objects: FaultyObjects, tmp_path: Path) -> None:
