@@ -41,13 +41,19 @@ async def _erase(parts: Parts, doomed: Extractor) -> None:
     owner, composition = doomed.owner, doomed.composition_digest
     try:
         if not await reading(parts.database, extractors.in_use, owner, composition):
-            await asyncio.to_thread(parts.modules.delete_extractor, owner, composition)
-            if (models := parts.models.peek()) is not None:
-                gone = ExtractorUnavailable("the extractor was deleted; ask again")
-                models.engine.evict(parts.modules.extractor_path(owner, composition), gone)
+            try:
+                await asyncio.to_thread(parts.modules.delete_extractor, owner, composition)
+            finally:
+                _evict(parts, owner, composition)
         await writing(parts.database, extractors.remove, doomed)
     except (OSError, SQLAlchemyError, KmserveError):
         logger.warning("the deletion of %s goes on later", doomed.id, exc_info=True)
+
+
+def _evict(parts: Parts, owner: str, composition: str) -> None:
+    if (models := parts.models.peek()) is not None:
+        gone = ExtractorUnavailable("the extractor was deleted; ask again")
+        models.engine.evict(parts.modules.extractor_path(owner, composition), gone)
 
 
 def _condemn(session: Session, caller: Caller, extractor_id: str) -> Extractor:

@@ -66,12 +66,16 @@ class CachedStore(ModuleStore):
         return (directory / self._mark).exists()
 
     def delete(self, tenant: str, document: str, digest: str) -> None:
-        self._delete_objects(self._key(self.path(tenant, document, digest)))
-        super().delete(tenant, document, digest)
+        try:
+            self._delete_objects(self._key(self.path(tenant, document, digest)))
+        finally:
+            super().delete(tenant, document, digest)
 
     def delete_extractor(self, owner: str, digest: str) -> None:
-        self._delete_objects(self._key(self.extractor_path(owner, digest)))
-        super().delete_extractor(owner, digest)
+        try:
+            self._delete_objects(self._key(self.extractor_path(owner, digest)))
+        finally:
+            super().delete_extractor(owner, digest)
 
     def delete_document(self, tenant: str, document: str) -> None:
         """Objects first: what is fetched meanwhile goes with the directory. The directory goes whether they can be deleted or not."""

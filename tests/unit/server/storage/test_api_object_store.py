@@ -12,6 +12,7 @@ from server.background import housework
 from server.health.service import Doctor
 from tests.support.api import ACME, Api, client_of
 from tests.support.object_stores import FaultyObjects, replica
+from tests.support.rows import extractor
 
 
 @pytest.fixture
@@ -70,6 +71,28 @@ async def test_a_deletion_waits_for_the_object_store_and_nothing_else_waits_for_
     objects.asked.clear()
     await housework(api.parts)
     assert objects.asked == []
+
+
+async def extractor_published(api: Api, lora: str) -> tuple[str, Path]:
+    """Its id and its directory."""
+    made = await api.sql(lambda session: extractor(session, ACME, lora, active=False))
+    directory = api.parts.modules.extractor_path(ACME, f"c{lora[1:]}")
+    directory.mkdir(parents=True)
+    (directory / "manifest.json").write_text("{}")
+    api.parts.modules.upload(directory, directory)
+    return str(made), directory
+
+
+async def test_a_deleted_extractor_leaves_disk_and_memory_without_the_object_store(api: Api, objects: FaultyObjects) -> None:
+    made, directory = await extractor_published(api, "a" * 64)
+    objects.down = True
+    assert (await api.client.delete(f"/extractors/{made}")).status_code == 204
+    assert not directory.exists()
+    assert [path for path, _ in api.engine.evicted] == [directory]
+    objects.down = False
+    assert objects.list("")
+    await housework(api.parts)
+    assert objects.list("") == []
 
 
 async def test_a_module_that_only_the_object_store_has_is_there(api: Api, objects: FaultyObjects) -> None:
