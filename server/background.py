@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from server.db import jobs, material
 from server.documents import deletion, idempotency
+from server.errors import ObjectStoreUnavailable
 from server.extractors import deletion as extractor_deletion
 from server.parts import Parts
 from server.transactions import writing
@@ -45,8 +47,10 @@ async def housework(parts: Parts) -> None:
     parts.notify_ingest()
     await writing(parts.database, idempotency.sweep)
     await writing(parts.database, material.sweep)
-    await deletion.sweep(parts)
-    await extractor_deletion.sweep(parts)
+    # One object store that does not answer is waited for once a round: dead workers' jobs wait for the next.
+    with suppress(ObjectStoreUnavailable):
+        await deletion.sweep(parts)
+        await extractor_deletion.sweep(parts)
 
 
 async def _clear_interrupted(parts: Parts, started: float | None) -> None:

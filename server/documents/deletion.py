@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 
 import sqlalchemy
@@ -46,7 +47,9 @@ class Doomed:
 async def delete(parts: Parts, tenant_id: str, document_id: str) -> Receipt:
     """Raises DocumentNotFound."""
     doomed = await writing(parts.database, _condemn, tenant_id, document_id)
-    complete = await _erase(parts, doomed)
+    complete = False
+    with suppress(ObjectStoreUnavailable):
+        complete = await _erase(parts, doomed)
     return Receipt(
         document_id=document_id,
         deleted_at=doomed.deleted_at,
@@ -56,24 +59,28 @@ async def delete(parts: Parts, tenant_id: str, document_id: str) -> Receipt:
     )
 
 
-async def sweep(parts: Parts) -> int:
-    """Go on with every deletion that is not finished; how many are left."""
-    waiting = await reading(parts.database, _condemned)
-    return [await _erase(parts, doomed) for doomed in waiting].count(False)
+async def sweep(parts: Parts) -> None:
+    """Go on with every deletion that is not finished. Raises ObjectStoreUnavailable at the first that finds the object store away, for
+    each one more would wait as long as its patience lasts."""
+    for doomed in await reading(parts.database, _condemned):
+        await _erase(parts, doomed)
 
 
 async def _erase(parts: Parts, doomed: Doomed) -> bool:
-    """Whether nothing is left. The rows stay until then, and with them the memory that there is something to do."""
+    """Whether nothing is left. The rows stay until then, and with them the memory that there is something to do. Raises
+    ObjectStoreUnavailable when all that needs no object store is done."""
     try:
         without_vectors = await _erase_vectors(parts, doomed)
-        without_files = await asyncio.to_thread(_erase_files, parts, doomed)
+        away = await asyncio.to_thread(_erase_files, parts, doomed)
         _evict(parts, doomed)
-        complete = await writing(parts.database, _erase_rows, doomed, without_vectors and without_files)
+        complete = await writing(parts.database, _erase_rows, doomed, without_vectors and away is None)
         await overwrite_deleted(parts.database)
-        return complete
     except (OSError, SQLAlchemyError):
         logger.warning("the deletion of %s goes on later", doomed.document_id, exc_info=True)
         return False
+    if away is not None:
+        raise away
+    return complete
 
 
 async def _erase_vectors(parts: Parts, doomed: Doomed) -> bool:
@@ -86,23 +93,23 @@ async def _erase_vectors(parts: Parts, doomed: Doomed) -> bool:
     return True
 
 
-def _erase_files(parts: Parts, doomed: Doomed) -> bool:
-    """False while the object store is not there."""
+def _erase_files(parts: Parts, doomed: Doomed) -> ObjectStoreUnavailable | None:
+    """What the object store says while it is not there."""
     parts.blobs.delete_prefix(f"{doomed.tenant_id}/{doomed.document_id}")
-    without_modules = _erase_modules(parts, doomed)
+    away = _erase_modules(parts, doomed)
     work = parts.settings.root / "work" / doomed.tenant_id
     for leftovers in (work / doomed.document_id, *(work / "extractors" / job_id for job_id in doomed.learning)):
         shutil.rmtree(leftovers, ignore_errors=True)
-    return without_modules
+    return away
 
 
-def _erase_modules(parts: Parts, doomed: Doomed) -> bool:
+def _erase_modules(parts: Parts, doomed: Doomed) -> ObjectStoreUnavailable | None:
     try:
         parts.modules.delete_document(doomed.tenant_id, doomed.document_id)
     except ObjectStoreUnavailable as error:
         logger.warning("the objects of %s are deleted later: %s", doomed.document_id, error.code)
-        return False
-    return True
+        return error
+    return None
 
 
 def _evict(parts: Parts, doomed: Doomed) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
@@ -17,7 +18,7 @@ from server import audit
 from server.db import extractors
 from server.db.extractors import SYSTEM_OWNER
 from server.db.tables import Extractor
-from server.errors import ExtractorInUse, ExtractorUnavailable, KmserveError
+from server.errors import ExtractorInUse, ExtractorUnavailable, KmserveError, ObjectStoreUnavailable
 from server.extractors.service import changeable
 from server.parts import Parts
 from server.security import Caller
@@ -28,16 +29,19 @@ logger = logging.getLogger(__name__)
 
 async def delete(parts: Parts, caller: Caller, extractor_id: str) -> None:
     """Raises ExtractorNotFound, Forbidden, ExtractorInUse."""
-    await _erase(parts, await writing(parts.database, _condemn, caller, extractor_id))
+    doomed = await writing(parts.database, _condemn, caller, extractor_id)
+    with suppress(ObjectStoreUnavailable):
+        await _erase(parts, doomed)
 
 
 async def sweep(parts: Parts) -> None:
-    """Go on with every deletion that is not finished."""
+    """Go on with every deletion that is not finished. Raises ObjectStoreUnavailable at the first that finds the object store away."""
     for doomed in await reading(parts.database, _condemned):
         await _erase(parts, doomed)
 
 
 async def _erase(parts: Parts, doomed: Extractor) -> None:
+    """Raises ObjectStoreUnavailable when all that needs no object store is done."""
     owner, composition = doomed.owner, doomed.composition_digest
     try:
         if not await reading(parts.database, extractors.in_use, owner, composition):
@@ -46,6 +50,9 @@ async def _erase(parts: Parts, doomed: Extractor) -> None:
             finally:
                 _evict(parts, owner, composition)
         await writing(parts.database, extractors.remove, doomed)
+    except ObjectStoreUnavailable as error:
+        logger.warning("the objects of %s are deleted later: %s", doomed.id, error.code)
+        raise
     except (OSError, SQLAlchemyError, KmserveError):
         logger.warning("the deletion of %s goes on later", doomed.id, exc_info=True)
 

@@ -24,10 +24,10 @@ def objects(api: Api, tmp_path: Path) -> FaultyObjects:
     return objects
 
 
-async def published(api: Api, *, on_disk: bool = True) -> tuple[str, Path]:
+async def published(api: Api, text: str = "Staff get 31 days.", *, on_disk: bool = True) -> tuple[str, Path]:
     """The document and the directory of a module that is in the object store. Its manifest is the bytes `{}`."""
-    document = await api.uploaded("Staff get 31 days.")
-    await api.index(document["id"], ["Staff get 31 days."])
+    document = await api.uploaded(text)
+    await api.index(document["id"], [text])
     sha256 = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
     digest = await api.train(document["id"], manifest_sha256=sha256)
     directory = api.parts.modules.path(ACME, document["id"], digest)
@@ -91,6 +91,23 @@ async def test_a_deleted_extractor_leaves_disk_and_memory_without_the_object_sto
     assert [path for path, _ in api.engine.evicted] == [directory]
     objects.down = False
     assert objects.list("")
+    await housework(api.parts)
+    assert objects.list("") == []
+
+
+async def test_an_object_store_that_is_away_is_waited_for_once_a_round(api: Api, objects: FaultyObjects) -> None:
+    """However many deletions wait for it; all are finished when it is back."""
+    dead = [await published(api), await published(api, "Staff get 32 days.")]
+    made = [await extractor_published(api, letter * 64) for letter in "ab"]
+    objects.down = True
+    for document, _ in dead:
+        await api.client.delete(f"/documents/{document}")
+    for name, _ in made:
+        await api.client.delete(f"/extractors/{name}")
+    objects.asked.clear()
+    await housework(api.parts)
+    assert len(objects.asked) == 1
+    objects.down = False
     await housework(api.parts)
     assert objects.list("") == []
 
