@@ -164,7 +164,8 @@ def test_a_worker_that_sleeps_through_its_lease_cannot_write(rig: Rig, tmp_path:
     with worker_process(rig.settings) as sleeper:
         rig.reach(job_id, "fitting")
         pid = rig.trainer_pid(document, job_id)
-        os.kill(sleeper.pid, signal.SIGSTOP)
+        with rig.database.write():  # one that held SQLite's write lock as it was stopped would hold up everybody
+            os.kill(sleeper.pid, signal.SIGSTOP)
         rig.expire_lease(job_id)
         with worker_process(rig.settings):
             eventually(lambda: rig.job(job_id).state == JobState.SUCCEEDED)
