@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,10 +89,8 @@ async def module_before(api: Api, store: CachedStore) -> Path:
 
 async def test_a_deleted_extractor_goes_from_every_tier_however_lately_it_was_read(api: Api, store: CachedStore) -> None:
     """Under its tombstone, or without a row; on the disk, in memory, or both. One that serves stays."""
-    for letter in "ab":
-        await api.sql(
-            lambda session, lora=letter * 64: extractor(session, ACME, lora, active=False, deleted_at=1.0 if lora[0] == "a" else None)
-        )
+    for letter, deleted_at in (("a", 1.0), ("b", None)):
+        await api.sql(partial(extractor, owner=ACME, lora=letter * 64, active=False, deleted_at=deleted_at))
     tombstoned, serving = (put(store.extractor_path(ACME, f"c{letter * 63}")) for letter in "ab")
     in_memory = store.extractor_path("system", DIGEST)
     api.engine.held = {tombstoned: Tier.DEVICE, serving: Tier.DEVICE, in_memory: Tier.HOST, Path("elsewhere"): Tier.HOST}

@@ -98,6 +98,7 @@ def test_unload_leaves_the_base_as_it_was() -> None:
 def test_an_alpha_that_is_no_whole_number_scales_as_serving_does() -> None:
     base = tiny_base()
     student = Student(base.model, replace(RECIPE, rank=4, alpha=1.5), 0)
-    scalings = {module.scaling["default"] for module in student.peft.modules() if isinstance(getattr(module, "scaling", None), dict)}
+    found = [getattr(module, "scaling", None) for module in student.peft.modules()]
+    scalings = {scaling["default"] for scaling in found if isinstance(scaling, dict)}
     student.unload()
     assert scalings == {1.5 / 4}
