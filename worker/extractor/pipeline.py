@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from server.engine.base_model import BaseModel, adapted_layers
+from server.engine.base_model import BaseModel
 from server.engine.request import ArtefactRef
 from server.errors import GateNotPassed, InvalidInput, NothingToLearn
-from server.modules.artefact import Artefact, read_artefact, write_artefact
+from server.modules.artefact import Artefact, write_artefact
 from server.modules.canonical import canonical_json
 from server.modules.composition import Composition
 from server.modules.manifest import ArtefactKind, Manifest
@@ -24,6 +24,7 @@ from worker.training.fit import FitResult, FitState, fit, held_out_loss
 from worker.training.inputs import keep_only_of, named
 from worker.training.pipeline import Report
 from worker.training.provenance import library_versions, now
+from worker.training.worn import proven
 
 logger = logging.getLogger(__name__)
 MOVED = 0.05
@@ -73,7 +74,7 @@ def train_extractor(base: BaseModel, spec: ExtractorSpec, report: Report, on_gat
     keep_only_of(spec.directory, base, spec.recipe, spec.seed, **_inputs(spec))
     training, held_out = _draw(base, spec, report)
     modules = _modules(base, spec)
-    start = _read(base, spec.start) if spec.start is not None else None
+    start = proven(base, spec.start) if spec.start is not None else None
     with composed(base, spec.recipe, spec.seed, modules, start) as student:
         before = student.composition()
         result = _fit(student, training, held_out, spec, report)
@@ -140,7 +141,7 @@ def _inputs(spec: ExtractorSpec) -> dict[str, Any]:
 
 
 def _modules(base: BaseModel, spec: ExtractorSpec) -> dict[int, Artefact]:
-    found = {number: _read(base, document.module) for number, document in enumerate(spec.documents) if document.module is not None}
+    found = {number: proven(base, document.module) for number, document in enumerate(spec.documents) if document.module is not None}
     worn = {module.manifest.wears for module in found.values()}
     if len(worn) > 1:
         raise InvalidInput("the documents' modules wear different extractors: train those that wear an old one again first")
@@ -172,11 +173,6 @@ def _other(spec: ExtractorSpec) -> Iterator[ArtefactRef]:
     """Modules of another scope than the recipe's."""
     modules = (document.module for document in spec.documents)
     return (module for module in modules if module is not None and module.scope != spec.recipe.scope)
-
-
-def _read(base: BaseModel, ref: ArtefactRef) -> Artefact:
-    shapes = {name: (layer.out_features, layer.in_features) for name, layer in adapted_layers(base.model).items()}
-    return read_artefact(ref, base.fingerprint, shapes, max(min(shape) for shape in shapes.values()))
 
 
 def _fit(student: Composed, training: Sequence[Answered], held_out: Sequence[Answered], spec: ExtractorSpec, report: Report) -> FitResult:

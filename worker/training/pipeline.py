@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from server.engine.base_model import BaseModel, adapted_layers
+from server.engine.base_model import BaseModel
 from server.engine.options import EngineOptions
 from server.engine.request import ArtefactRef
 from server.errors import GateNotPassed, InvalidInput, NothingToLearn
@@ -34,7 +34,7 @@ from worker.training.provenance import library_versions, now
 from worker.training.recipe import Recipe, as_json, for_base
 from worker.training.student import Student
 from worker.training.teacher import TeacherCache, run_teacher
-from worker.training.worn import Wearing, like, module_weights, taken_off, wearing, worn_extractor
+from worker.training.worn import Wearing, like, module_weights, proven, taken_off, wearing, worn_extractor
 
 logger = logging.getLogger(__name__)
 Report = Callable[[str, int, int, str], None]
@@ -141,8 +141,7 @@ def _extractor(base: BaseModel, spec: TrainingSpec) -> Artefact | None:
             f"The extractor that the module is to wear has scope `{spec.extractor.scope}` and the recipe scope `{spec.recipe.scope}`: "
             f"train the module with scope `{spec.extractor.scope}`, or activate an extractor of scope `{spec.recipe.scope}`."
         )
-    shapes = {name: (layer.out_features, layer.in_features) for name, layer in adapted_layers(base.model).items()}
-    return read_artefact(spec.extractor, base.fingerprint, shapes, max(min(shape) for shape in shapes.values()))
+    return proven(base, spec.extractor)
 
 
 def _synthesise(base: BaseModel, spec: TrainingSpec, generate: Generator, report: Report) -> Synthesis:

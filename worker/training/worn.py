@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from server.engine.base_model import BaseModel, adapted_layers
+from server.engine.request import ArtefactRef
 from server.engine.routed_lora import replace
-from server.modules.artefact import Artefact
+from server.modules.artefact import Artefact, read_artefact
 
 WeightOf = Callable[[str], Tensor | None]
 """Of a layer: a number, constant or part of a parameter; None is 1."""
@@ -97,6 +98,12 @@ def taken_off(wearings: Sequence[Wearing]) -> Iterator[None]:
 def like(base: BaseModel) -> Tensor:
     """Has the dtype and the device that what is worn must have."""
     return torch.empty(0, dtype=base.dtype, device=base.device)
+
+
+def proven(base: BaseModel, ref: ArtefactRef) -> Artefact:
+    """What is worn, read for this base and of any rank. Raises what `read_artefact` raises."""
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in adapted_layers(base.model).items()}
+    return read_artefact(ref, base.fingerprint, shapes, max(min(shape) for shape in shapes.values()))
 
 
 def worn_extractor(extractor: Artefact, like: Tensor) -> Wearing:
