@@ -1,4 +1,4 @@
-"""A claimed job's lease while its trainer runs: a thread that extends it and passes on whatever asks the trainer to stop.
+"""A claimed job's lease while it is worked on: a thread that extends it and passes on whatever asks its trainer to stop.
 
 Three things end a trainer early: its job is to be cancelled, the worker shuts down (both ask it to write a checkpoint), or the lease is
 lost, to another attempt or because the database was out of reach for as long as the lease lasts (it is killed: it owns nothing any more).
@@ -28,13 +28,15 @@ SLOWEST_BEAT_SECONDS: Final = 5.0
 
 
 class Lease:
-    def __init__(self, database: SyncDatabase, job: Job, seconds: float, trainer: TrainerProcess, stopping: threading.Event) -> None:
+    """Held from its start, the trainer's or long before: what a job needs may take longer to fetch than a lease lasts."""
+
+    def __init__(self, database: SyncDatabase, job: Job, seconds: float, stopping: threading.Event) -> None:
         self.cancelled = False
         self.lost = False
         self._database = database
         self._job = job
         self._seconds = seconds
-        self._trainer = trainer
+        self._trainer: TrainerProcess | None = None
         self._stopping = stopping
         self._held_until = time.monotonic() + seconds
         self._over = threading.Event()
@@ -48,6 +50,10 @@ class Lease:
         self._over.set()
         self._thread.join()
 
+    def governs(self, trainer: TrainerProcess) -> None:
+        """What has asked, or asks from now on, for an early end ends this trainer."""
+        self._trainer = trainer
+
     def heard(self, cancel_requested: bool) -> None:
         """A write of the job succeeded under this attempt, and said whether the job is to be cancelled."""
         self.cancelled = self.cancelled or cancel_requested
@@ -55,7 +61,8 @@ class Lease:
     def lose(self) -> None:
         """A write was refused: another attempt has the job."""
         self.lost = True
-        self._trainer.kill()
+        if self._trainer is not None:
+            self._trainer.kill()
 
     def _keep(self) -> None:
         next_beat = time.monotonic()
@@ -63,10 +70,14 @@ class Lease:
             if time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + min(self._seconds / 3, SLOWEST_BEAT_SECONDS)
                 self._beat()
-            if self.lost:
-                self._trainer.kill()
-            elif self.cancelled or self._stopping.is_set():
-                self._trainer.stop()
+            if self._trainer is not None:
+                self._end_early(self._trainer)
+
+    def _end_early(self, trainer: TrainerProcess) -> None:
+        if self.lost:
+            trainer.kill()
+        elif self.cancelled or self._stopping.is_set():
+            trainer.stop()
 
     def _beat(self) -> None:
         started = time.monotonic()

@@ -5,6 +5,7 @@ It is not active yet, unless the request said so and its owner has none. Like mo
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 from pathlib import Path
@@ -30,7 +31,8 @@ def publish_extractor(database: SyncDatabase, store: ModuleStore, job: Job, arte
     """Publish the artefact of a running attempt and end its job: succeeded, or cancelled if asked to. The re-trainings that its activation
     queues, with `max_attempts` each, need no bell: the worker looks for another job now.
 
-    Raises JobLost if the job belongs to another attempt, ValueError for an artefact that is not the one announced, OSError,
+    Raises JobLost if the job belongs to another attempt, ValueError for an artefact that is not the one announced, OSError (also while
+    an extractor with equal bytes is being deleted: a later attempt succeeds),
     SQLAlchemyError, ObjectStoreUnavailable.
     """
     announced(artefact, result, ArtefactKind.KNOWLEDGE_EXTRACTOR)
@@ -59,7 +61,9 @@ def publish_extractor(database: SyncDatabase, store: ModuleStore, job: Job, arte
 
 
 def _insert(session: Session, store: ModuleStore, job: Job, copy: Path, result: Result, composition: str) -> Extractor:
-    extractors.lock(session, job.params["owner"])  # a deletion of equal bytes comes first or has to wait
+    extractors.lock(session, job.params["owner"])  # a deletion of equal bytes is not begun meanwhile
+    if extractors.being_deleted(session, job.params["owner"], composition):
+        raise FileExistsError(errno.EEXIST, "an extractor with equal bytes is being deleted")
     # Equal bytes may lie there already, with a manifest of their own: the row describes what lies there.
     manifest = (store.publish_extractor(copy, job.params["owner"], composition) / MANIFEST).read_bytes()
     described = parse_manifest(manifest)

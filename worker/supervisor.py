@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -93,12 +94,18 @@ class Supervisor:
         with self._database.read() as session:
             build = build_extractor_spec if job.kind == JobKind.EXTRACTOR else build_spec
             spec = build(session, job, self._settings, self._blobs, self._store)
-        for artefact in artefacts_of(spec):
-            self._store.ensure(Path(artefact["directory"]), artefact["manifest_sha256"])
-        workspace.prepare(spec)
+        with ExitStack() as held:
+            lease = held.enter_context(Lease(self._database, job, self._settings.lease_seconds, self._stopping))
+            for artefact in artefacts_of(spec):
+                held.enter_context(self._store.kept(Path(artefact["directory"]), artefact["manifest_sha256"]))
+            workspace.prepare(spec)
+            return self._supervise(job, workspace, lease)
+
+    def _supervise(self, job: Job, workspace: Workspace, lease: Lease) -> Run:
         secrets = secrets_of(self._settings)
         process = TrainerProcess(self._command, workspace.directory, workspace.log, grace_seconds=self._grace, secrets=secrets)
-        with process as trainer, Lease(self._database, job, self._settings.lease_seconds, trainer, self._stopping) as lease:
+        with process as trainer:
+            lease.governs(trainer)
             report = _Report(self._database, job, lease)
             for event in trainer.events():
                 report.take(event)

@@ -83,6 +83,12 @@ def in_use(session: Session, owner: str, composition: str, manifest_sha256: str 
     return session.scalar(found.limit(1)) is not None
 
 
+def being_deleted(session: Session, owner: str, composition: str) -> bool:
+    """Whether the artefact `composition` of the owner has a deletion that is not finished."""
+    doomed = (Extractor.owner == owner, Extractor.composition_digest == composition, Extractor.deleted_at.is_not(None))
+    return session.scalar(select(Extractor.id).where(*doomed).limit(1)) is not None
+
+
 def worn_by(session: Session, tenant_id: str, lora: str) -> int:
     """How many of the tenant's documents are answered by a module that wears this lora."""
     answering = (

@@ -46,7 +46,7 @@ async def _erase(parts: Parts, doomed: Extractor) -> None:
     try:
         if not await reading(parts.database, extractors.in_use, owner, composition):
             try:
-                await asyncio.to_thread(parts.modules.delete_extractor, owner, composition)
+                await asyncio.to_thread(parts.modules.delete_extractor, owner, composition, doomed.manifest_sha256)
             finally:
                 _evict(parts, owner, composition)
         await writing(parts.database, extractors.remove, doomed)

@@ -21,7 +21,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 
 from server.modules.files import flush, flush_tree, make_durably
 from server.modules.manifest import DIGEST
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
 _MARK = ".uploaded"
+_TRIES = 10
 
 
 class CachedStore(ModuleStore):
@@ -71,11 +72,11 @@ class CachedStore(ModuleStore):
         finally:
             super().delete(tenant, document, digest)
 
-    def delete_extractor(self, owner: str, digest: str) -> None:
+    def delete_extractor(self, owner: str, digest: str, manifest_sha256: str) -> None:
         try:
-            self._delete_objects(self._key(self.extractor_path(owner, digest)))
+            self._delete_objects(f"{self._key(self.extractor_path(owner, digest))}/{manifest_sha256}")
         finally:
-            super().delete_extractor(owner, digest)
+            super().delete_extractor(owner, digest, manifest_sha256)
 
     def delete_document(self, tenant: str, document: str) -> None:
         """Objects first: what is fetched meanwhile goes with the directory. The directory goes whether they can be deleted or not."""
@@ -91,13 +92,17 @@ class CachedStore(ModuleStore):
         keys = self._objects.list(self._key(self._root / "tenants" / tenant))
         return frozenset((self._root / key).parent.parent for key in keys if key.endswith(f"/{_MANIFEST}"))
 
-    def ensure(self, directory: Path, manifest_sha256: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            if _manifest_sha256(directory) == manifest_sha256:
-                os.utime(directory)
-                return
-        with contextlib.suppress(FileNotFoundError), self.fetched(directory, manifest_sha256) as staged:
-            self.place(staged, directory)
+    @contextlib.contextmanager
+    def kept(self, directory: Path, manifest_sha256: str) -> Iterator[None]:
+        with contextlib.ExitStack() as held:
+            held.enter_context(self.held(directory))
+            with contextlib.suppress(FileNotFoundError):
+                if not _is(directory, manifest_sha256):
+                    with self.fetched(directory, manifest_sha256) as staged:
+                        # A lock is on the directory, whatever its name: none makes room with it from its first moment in its place.
+                        held.enter_context(self.held(staged))
+                        self.place(staged, directory)
+            yield
 
     @contextlib.contextmanager
     def held(self, directory: Path) -> Iterator[None]:
@@ -129,7 +134,7 @@ class CachedStore(ModuleStore):
             self._count(loading=-1, load_seconds=time.perf_counter() - started)
 
     def place(self, staged: Path, directory: Path) -> None:
-        """Put a fetched and proven artefact where it belongs, in the place of what is there, and make room for it."""
+        """Put a fetched and proven artefact where it belongs, in the place of what is there; room for it is made beside the caller."""
         flush_tree(staged)
         self._room -= size_of(staged)
         self.drop(directory)
@@ -140,7 +145,7 @@ class CachedStore(ModuleStore):
                 raise
         flush(directory.parent)
         if self._room < 0:
-            self.trim()
+            Thread(target=self.trim, name="trim-modules", daemon=True).start()
 
     def trim(self) -> None:
         """Where the disk holds more than the budget, drive from it what was least recently read, until a tenth of the budget is free; but
@@ -234,15 +239,24 @@ class CachedStore(ModuleStore):
 @contextlib.contextmanager
 def _staged(directory: Path) -> Iterator[Path]:
     """Within the document's directory: a deletion takes it along."""
-    make_durably(directory.parent)
     staged = directory.with_name(f".staging-{uuid.uuid4().hex}")
-    staged.mkdir(mode=0o700)
+    _make_staged(staged)
     try:
         yield staged
     finally:
         shutil.rmtree(staged, ignore_errors=True)
         with contextlib.suppress(OSError):
             directory.parent.rmdir()
+
+
+def _make_staged(staged: Path) -> None:
+    """Another fetch that failed may remove the empty directory above just then."""
+    for _ in range(_TRIES):
+        make_durably(staged.parent)
+        with contextlib.suppress(FileNotFoundError):
+            staged.mkdir(mode=0o700)
+            return
+    raise NotADirectoryError(errno.ENOTDIR, "the directory of a document goes as often as it is made")
 
 
 @contextlib.contextmanager
@@ -272,6 +286,10 @@ def _touch_quietly(mark: Path) -> None:
     status = mark.parent.stat()
     mark.touch(mode=0o600)
     os.utime(mark.parent, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _is(directory: Path, manifest_sha256: str) -> bool:
+    return (directory / _MANIFEST).exists() and _manifest_sha256(directory) == manifest_sha256
 
 
 def _manifest_sha256(directory: Path) -> str:

@@ -70,8 +70,9 @@ class ModuleStore:
     def withdraw(self, target: Path, manifest_sha256: str) -> None:
         """Undo `upload` for an artefact that no row names."""
 
-    def ensure(self, directory: Path, manifest_sha256: str) -> None:
-        """Have an artefact on the disk for another process to read, if it is anywhere. Raises ObjectStoreUnavailable, OSError."""
+    def kept(self, directory: Path, manifest_sha256: str) -> AbstractContextManager[None]:
+        """Have an artefact on the disk for another process to read meanwhile, if it is anywhere. Raises ObjectStoreUnavailable, OSError."""
+        return nullcontext()
 
     def held(self, directory: Path) -> AbstractContextManager[None]:
         """Around reading an artefact: nobody takes it from the disk to make room meanwhile."""
@@ -96,8 +97,8 @@ class ModuleStore:
         """Remove a module; nothing there is no error. A reader sees all of it or nothing at any time."""
         _remove(self.path(tenant, document, digest))
 
-    def delete_extractor(self, owner: str, digest: str) -> None:
-        """Like `delete`."""
+    def delete_extractor(self, owner: str, digest: str, manifest_sha256: str) -> None:
+        """Like `delete`; below the disk, what lies there with another manifest stays."""
         _remove(self.extractor_path(owner, digest))
 
     def delete_document(self, tenant: str, document: str) -> None:

@@ -149,3 +149,19 @@ def test_a_module_whose_extractor_was_deleted_meanwhile_is_trained_again(rig: Ri
         assert extractors.stays_servable(session, "globex", "a" * 64)
     rig.skip_wait(job_id)
     assert publish(rig.database, rig.store, rig.claim(), made.directory, result_of(made)).state == JobState.SUCCEEDED
+
+
+def test_equal_bytes_wait_until_the_deletion_of_the_earlier_ones_is_over(rig: Rig, tmp_path: Path) -> None:
+    rig.train_extractor([])
+    put(rig, rig.claim(), fake_extractor(tmp_path / "first"))
+    [row] = rig.extractors()
+    with rig.database.write() as session:
+        extractors.tombstone(session, row)
+    rig.train_extractor([])
+    job = rig.claim()
+    with pytest.raises(OSError, match="being deleted"):
+        put(rig, job, fake_extractor(tmp_path / "second"))
+    with rig.database.write() as session:
+        extractors.remove(session, row)
+    assert put(rig, job, fake_extractor(tmp_path / "third")).state == JobState.SUCCEEDED
+    assert len(files(rig)) > 0

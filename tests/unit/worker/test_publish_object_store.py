@@ -49,7 +49,8 @@ def test_a_published_module_is_where_another_machine_finds_it(rig: Rig, store: C
     (module,) = rig.versions(document)
     there = replica(tmp_path / "there", objects)
     place = there.path("acme", document.document_id, module.digest)
-    there.ensure(place, module.manifest_sha256)
+    with there.kept(place, module.manifest_sha256):
+        pass
     assert (place / "adapter_model.safetensors").read_bytes() == (artefact.directory / "adapter_model.safetensors").read_bytes()
 
 
@@ -152,7 +153,8 @@ def test_an_extractor_is_where_another_machine_finds_it(rig: Rig, store: CachedS
     (row,) = rig.extractors()
     there = replica(tmp_path / "there", objects)
     place = there.extractor_path(row.owner, row.composition_digest)
-    there.ensure(place, row.manifest_sha256)
+    with there.kept(place, row.manifest_sha256):
+        pass
     assert (place / "composition.safetensors").is_file()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from server.errors import ObjectStoreUnavailable
 from server.modules.cached_store import CachedStore
 from tests.support.object_stores import FaultyObjects, replica
+from tests.support.training_rig import eventually
 
 TENANT, DOCUMENT = "t1", "doc_1"
 DIGESTS = [f"{number}" * 64 for number in range(10)]
@@ -209,8 +212,8 @@ def test_fetching_makes_room(here: CachedStore, tmp_path: Path, objects: FaultyO
     for number in range(6):
         publish(here, number)
         fetch(store, number)
+        eventually(lambda: store.size() <= 2 * SIZE)
         age(store, number, number)
-        assert store.size() <= 2 * SIZE
     assert on_disk(store) == [4, 5]
 
 
@@ -288,27 +291,46 @@ def test_an_extractor_goes_the_same_way(here: CachedStore, there: CachedStore, o
     here.upload(folder, here.extractor_path("system", DIGESTS[0]))
     here.publish_extractor(folder, "system", DIGESTS[0])
     place = there.extractor_path("system", DIGESTS[0])
-    there.ensure(place, sha256())
+    with there.kept(place, sha256()):
+        pass
     assert (place / "manifest.json").read_text() == "{}"
-    here.delete_extractor("system", DIGESTS[0])
+    here.delete_extractor("system", DIGESTS[0], sha256())
     assert objects.list("") == []
 
 
 def test_what_another_process_reads_is_brought_to_the_disk(here: CachedStore, there: CachedStore, objects: FaultyObjects) -> None:
     publish(here)
     directory = there.path(TENANT, DOCUMENT, DIGESTS[0])
-    there.ensure(directory, sha256())
+    with there.kept(directory, sha256()):
+        pass
     assert directory.is_dir()
     objects.down = True
     age(there, 0, 0)
-    there.ensure(directory, sha256())  # it is there: nobody is asked
+    with there.kept(directory, sha256()):  # it is there: nobody is asked
+        pass
     assert directory.stat().st_mtime > 0
-    with pytest.raises(ObjectStoreUnavailable):
-        there.ensure(there.path(TENANT, DOCUMENT, DIGESTS[1]), sha256())
+    with pytest.raises(ObjectStoreUnavailable), there.kept(there.path(TENANT, DOCUMENT, DIGESTS[1]), sha256()):
+        pass
+
+
+def test_what_another_process_reads_stays_for_as_long_as_it_reads(here: CachedStore, tmp_path: Path, objects: FaultyObjects) -> None:
+    """An extractor's training reads more modules than the cache has room for."""
+    store = replica(tmp_path / "small", objects, budget=0)
+    for number in range(3):
+        publish(here, number)
+    fetch(store, 0)
+    eventually(lambda: on_disk(store) == [])
+    with ExitStack() as held:
+        for number in range(3):
+            held.enter_context(store.kept(store.path(TENANT, DOCUMENT, DIGESTS[number]), sha256()))
+        time.sleep(0.1)  # each place has begun to make room beside us
+        assert on_disk(store) == [0, 1, 2]
+    eventually(lambda: store.trim() or on_disk(store) == [])
 
 
 def test_what_is_nowhere_is_for_its_reader_to_miss(there: CachedStore) -> None:
-    there.ensure(there.path(TENANT, DOCUMENT, DIGESTS[0]), sha256())
+    with there.kept(there.path(TENANT, DOCUMENT, DIGESTS[0]), sha256()):
+        pass
     assert on_disk(there) == []
 
 
