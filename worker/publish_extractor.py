@@ -17,14 +17,14 @@ from server.db import activation, extractors, jobs
 from server.db.extractors import NewExtractor
 from server.db.session import SyncDatabase
 from server.db.tables import Extractor, Job
+from server.modules.artefact import COMPOSITION, MANIFEST
 from server.modules.manifest import ArtefactKind, parse_manifest
 from server.modules.store import ModuleStore
+from server.storage.publication import staged, uploaded
 from worker.events import Result
-from worker.publish import MANIFEST, announced, staged, uploaded
+from worker.publish import announced
 
 logger = logging.getLogger(__name__)
-
-COMPOSITION = "composition.safetensors"
 
 
 def publish_extractor(database: SyncDatabase, store: ModuleStore, job: Job, artefact: Path, result: Result, *, max_attempts: int) -> Job:

@@ -19,17 +19,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-import safetensors.torch
-
 from server.engine.base_model import BaseModel
 from server.engine.options import EngineOptions
 from server.engine.request import ArtefactRef, Scope
-from server.modules.artefact import ADAPTER, COMPOSITION, MANIFEST
 from server.modules.canonical import canonical_json
-from server.modules.composition import Composition
-from server.modules.digest import composition_digest, lora_digest
-from server.modules.manifest import ArtefactKind, parse_manifest
-from server.modules.peft_format import tensor_names
+from server.modules.described import described
+from server.modules.manifest import ArtefactKind
 from worker.evaluation.documents import Document
 from worker.training.guard import guard_store
 from worker.training.pipeline import TrainingSpec, train
@@ -157,27 +152,10 @@ def module_of(directory: Path) -> ArtefactRef:
 
 
 def _described(directory: Path, kind: ArtefactKind) -> ArtefactRef:
-    composition = None
     try:
-        described = (directory / MANIFEST).read_bytes()
-        manifest = parse_manifest(described)
-        if manifest.kind != kind:
-            raise ValueError(f"it is a {manifest.kind.replace('_', ' ')}")
-        tensors = safetensors.torch.load_file(directory / ADAPTER)
-        a, b = ({layer: tensors[tensor_names(layer)[side]] for layer in manifest.targets} for side in (0, 1))
-        if kind == ArtefactKind.KNOWLEDGE_EXTRACTOR:
-            weights = safetensors.torch.load_file(directory / COMPOSITION)
-            composition = Composition(layers=manifest.targets, w_km=weights["w_km"], w_ke=weights["w_ke"])
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise ArtefactUnavailable(f"{directory} holds no {kind.replace('_', ' ')}: {error}") from None
-    lora = lora_digest(a, b, manifest)
-    return ArtefactRef(
-        digest=lora,
-        manifest_sha256=hashlib.sha256(described).hexdigest(),
-        directory=directory,
-        scope=Scope(manifest.scope),
-        composition=None if composition is None else composition_digest(composition, lora),
-    )
+        return described(directory, kind)
+    except ValueError as error:
+        raise ArtefactUnavailable(str(error)) from None
 
 
 def _write_ref(folder: Path, ref: ArtefactRef) -> None:
