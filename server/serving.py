@@ -18,6 +18,7 @@ from server.engine.base_model import BaseModel, load_base, prepare_base
 from server.engine.cores import ENGINE, CoreShare
 from server.engine.embedded import EmbeddedEngine
 from server.engine.options import EngineOptions
+from server.extractors.shipped import install
 from server.jobs.ingest_loop import IngestLoop
 from server.loading import until_it_works
 from server.modules.cached_store import CachedStore
@@ -43,6 +44,7 @@ async def serve(parts: Parts) -> None:
     async with AsyncExitStack() as stack:
         cores = stack.enter_context(closing(core_share(settings)))
         base = await load(partial(asyncio.to_thread, apart, _base, settings, parts.models.progress))
+        await load(partial(asyncio.to_thread, install, settings, parts.modules, base.fingerprint))
         embedder = await load(partial(asyncio.to_thread, Embedder, settings.embedder, cores=cores))
         index = await load(lambda: stack.enter_async_context(_index(settings, embedder)))
         options = engine_options(settings, cores)

@@ -25,7 +25,8 @@ class NewExtractor:
 
     owner: str
     name: str | None
-    job_id: str
+    job_id: str | None
+    """None for one that shipped with the base model."""
     lora_digest: str
     composition_digest: str
     manifest_sha256: str

@@ -1,0 +1,114 @@
+"""The extractor that ships for the packaged base model: the system's first one, active from the first start on.
+
+It is installed once. Whoever deactivates or deletes it is not overruled at the next start; a release's new one is installed beside the old,
+for the operator to activate.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server import audit
+from server.db import activation, extractors
+from server.db.extractors import SYSTEM_OWNER, NewExtractor
+from server.db.session import SyncDatabase
+from server.db.tables import Audit
+from server.engine.request import ArtefactRef
+from server.errors import ObjectStoreUnavailable
+from server.modules.artefact import MANIFEST
+from server.modules.described import described
+from server.modules.manifest import ArtefactKind, parse_manifest
+from server.modules.store import ModuleStore
+from server.security import OPERATOR_TENANT
+from server.settings import Settings
+from server.storage.publication import staged, uploaded
+
+logger = logging.getLogger(__name__)
+
+SHIPPED: Final = Path(__file__).with_name("artefacts")
+"""A directory for each, with its model card."""
+_ACTION: Final = "install_extractor"
+
+
+def install(settings: Settings, store: ModuleStore, base_fingerprint: str, shipped: Path = SHIPPED) -> None:
+    """Install what ships for this base and was never installed here. What an object store or a disk refuses is tried at the next start:
+    without an extractor everything is answered, too. Raises SQLAlchemyError. Slow: to be called on a thread."""
+    if not settings.shipped_extractor:
+        return
+    try:
+        with closing(SyncDatabase(settings.sql_url)) as database:
+            for artefact in _for_base(shipped, base_fingerprint):
+                _install(database, store, artefact, settings.max_attempts)
+    except (OSError, ValueError, ObjectStoreUnavailable):
+        logger.warning("the extractor that ships for this base model is installed at the next start", exc_info=True)
+
+
+def _for_base(shipped: Path, base_fingerprint: str) -> Iterator[Path]:
+    for manifest in sorted(shipped.glob(f"*/{MANIFEST}")):
+        if parse_manifest(manifest.read_bytes()).base_fingerprint == base_fingerprint:
+            yield manifest.parent
+
+
+def _install(database: SyncDatabase, store: ModuleStore, artefact: Path, max_attempts: int) -> None:
+    ref = described(artefact, ArtefactKind.KNOWLEDGE_EXTRACTOR)
+    assert ref.composition is not None
+    target = store.extractor_path(SYSTEM_OWNER, ref.composition)
+
+    def named(manifest_sha256: str) -> bool:
+        with database.read() as session:
+            return extractors.in_use(session, SYSTEM_OWNER, target.name, manifest_sha256)
+
+    with database.read() as session:
+        if _was_installed(session, target.name):
+            return
+    staging = store.staging_extractor(SYSTEM_OWNER)
+    with staged(staging, artefact) as copy, uploaded(store, copy, target, named), database.write() as session:
+        _publish(session, store, copy, ref, artefact.name, max_attempts)
+
+
+def _publish(session: Session, store: ModuleStore, copy: Path, ref: ArtefactRef, name: str, max_attempts: int) -> None:
+    composition = str(ref.composition)
+    first = not extractors.lock(session, SYSTEM_OWNER) and not _was_installed(session)
+    if _was_installed(session, composition):  # by another process that started now
+        return
+    if extractors.being_deleted(session, SYSTEM_OWNER, composition):
+        raise FileExistsError(errno.EEXIST, "an extractor with equal bytes is being deleted")
+    # Equal bytes may lie there already, with a manifest of their own: the row describes what lies there.
+    data = (store.publish_extractor(copy, SYSTEM_OWNER, composition) / MANIFEST).read_bytes()
+    manifest = parse_manifest(data)
+    row = extractors.insert_new(
+        session,
+        NewExtractor(
+            owner=SYSTEM_OWNER,
+            name=name,
+            job_id=None,
+            lora_digest=ref.digest,
+            composition_digest=composition,
+            manifest_sha256=hashlib.sha256(data).hexdigest(),
+            base_fingerprint=manifest.base_fingerprint,
+            scope=manifest.scope,
+            gate=manifest.gate,
+        ),
+    )
+    if first:
+        activation.switch(session, SYSTEM_OWNER, row.id, max_attempts=max_attempts)
+    audit.record(session, OPERATOR_TENANT, _ACTION, extractor=row.id, owner=SYSTEM_OWNER, composition=composition)
+    logger.info("installed the extractor %s, which ships for this base model%s", name, "; it is active" if first else "")
+
+
+def _was_installed(session: Session, composition: str | None = None) -> bool:
+    """This one, or any."""
+    # tenant-free: the audit of the operator's own installation
+    found = select(Audit.id).where(Audit.action == _ACTION)
+    if composition is not None:
+        found = found.where(Audit.detail["composition"].as_string() == composition)
+    return session.scalar(found.limit(1)) is not None
