@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tests.support.base_files import save, stretched
 from tests.support.embeddings import FakeEmbedder
 from tests.support.tiny_fairytaleqa import write_story
 from tests.support.tiny_training import TWO_STEPS
-from worker.evaluation import answers, artefacts
+from worker.evaluation import answers, artefacts, refusal
 from worker.evaluation.arguments import parse_arguments
 from worker.evaluation.run import run
 
@@ -83,6 +84,35 @@ def test_the_whole_table_and_again_without_computing(house: Path, monkeypatch: p
         for name in names:
             monkeypatch.setattr(module_, name, refuse)
     assert table(house)[1] == report
+
+
+def test_refusals_of_own_and_of_foreign_questions(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that answers its first question and declines the others."""
+
+    def answer(reader: Any, requests: Any, on_finished: Callable[[int, str], None]) -> None:
+        for number in range(len(requests)):
+            on_finished(number, "The document does not say." if number else "A fox.")
+
+    monkeypatch.setattr(answers.EngineReader, "generate", answer)
+    output = StringIO()
+    measured = refusal.run(
+        arguments(house, rows="RAG", passages="1", out=house / "refusal", cache=house / "refused"),
+        Console(file=output),
+        lambda source: FakeEmbedder(),
+    )
+    [row] = measured
+    assert (row.row, row.extractor, row.questions) == ("RAG, k=1", "none", 3)
+    assert (row.own, row.foreign) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert json.loads((house / "refusal" / "refusal.json").read_text()) == [asdict(row)]
+    assert "66.7%" in output.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("answer", "declined"),
+    [("The document does not say.", True), (" the document does not say who", True), ("The document says so.", False), ("", False)],
+)
+def test_what_declines(answer: str, declined: bool) -> None:
+    assert refusal.declines(answer) is declined
 
 
 def test_rows_that_read_the_whole_document(house: Path) -> None:

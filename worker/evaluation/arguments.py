@@ -27,8 +27,10 @@ DEFAULT_PASSAGES = "1,2,4,8,16"
 _WIDE = argparse.RawDescriptionHelpFormatter
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m worker.evaluation", description=DESCRIPTION, formatter_class=_WIDE)
+def parse_arguments(
+    argv: Sequence[str] | None = None, *, prog: str = "python -m worker.evaluation", description: str = DESCRIPTION
+) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description=description, formatter_class=_WIDE)
     _add_data(parser)
     _add_model(parser)
     _add_table(parser)

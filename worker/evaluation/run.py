@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace, console: Console, load_embedder: Callable
     with Bar(console) as on_progress:
         base = base_of(arguments, on_progress)
         retrievers = Retrievers(base, arguments, load_embedder or packaged_embedder)
-        setting = _setting(arguments, base, documents, retrievers, on_progress)
+        setting = setting_of(arguments, base, documents, retrievers, on_progress)
         measurements = evaluate(setting, lines)
         on_progress("intervals and tests", 0, 1)
         summaries = summarise(measurements, arguments.seed)
@@ -118,7 +118,7 @@ def base_of(arguments: argparse.Namespace, on_progress: Callable[[str, int, int]
     return load_base(prepared, device=arguments.device, dtype=arguments.dtype)
 
 
-def _setting(
+def setting_of(
     arguments: argparse.Namespace,
     base: BaseModel,
     documents: Sequence[Document],
