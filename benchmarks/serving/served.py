@@ -38,7 +38,7 @@ class Served:
             dtype=dtype,
             engine_threads=threads,
             max_batch_size=batch,
-            shipped_extractor=False,
+            shipped_extractor="off",
             module_slots=max(16, batch),
             module_host_bytes=HOST_BYTES,
             log_level="warning",

@@ -1,7 +1,6 @@
-"""The extractor that ships for the packaged base model: the system's first one, active from the first start on.
+"""The extractor that ships for the packaged base model: the system's first one, for the operator to activate, or active by a setting.
 
-It is installed once. Whoever deactivates or deletes it is not overruled at the next start; a release's new one is installed beside the old,
-for the operator to activate.
+It is installed once. Whoever deactivates or deletes it is not overruled at the next start; a release's new one is installed beside the old.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ _ACTION: Final = "install_extractor"
 def install(settings: Settings, store: ModuleStore, base_fingerprint: str, shipped: Path = SHIPPED) -> None:
     """Install what ships for this base and was never installed here. What an object store or a disk refuses is tried at the next start:
     without an extractor everything is answered, too. Raises SQLAlchemyError. Slow: to be called on a thread."""
-    if not settings.shipped_extractor:
+    if settings.shipped_extractor == "off":
         return
     try:
         with closing(SyncDatabase(settings.sql_url)) as database:
             for artefact in _for_base(shipped, base_fingerprint):
-                _install(database, store, artefact, settings.max_attempts)
+                _install(database, store, artefact, settings)
     except (OSError, ValueError, ObjectStoreUnavailable):
         logger.warning("the extractor that ships for this base model is installed at the next start", exc_info=True)
 
@@ -58,7 +57,7 @@ def _for_base(shipped: Path, base_fingerprint: str) -> Iterator[Path]:
             yield manifest.parent
 
 
-def _install(database: SyncDatabase, store: ModuleStore, artefact: Path, max_attempts: int) -> None:
+def _install(database: SyncDatabase, store: ModuleStore, artefact: Path, settings: Settings) -> None:
     ref = described(artefact, ArtefactKind.KNOWLEDGE_EXTRACTOR)
     assert ref.composition is not None
     target = store.extractor_path(SYSTEM_OWNER, ref.composition)
@@ -72,12 +71,13 @@ def _install(database: SyncDatabase, store: ModuleStore, artefact: Path, max_att
             return
     staging = store.staging_extractor(SYSTEM_OWNER)
     with staged(staging, artefact) as copy, uploaded(store, copy, target, named), database.write() as session:
-        _publish(session, store, copy, ref, artefact.name, max_attempts)
+        _publish(session, store, copy, ref, artefact.name, settings)
 
 
-def _publish(session: Session, store: ModuleStore, copy: Path, ref: ArtefactRef, name: str, max_attempts: int) -> None:
+def _publish(session: Session, store: ModuleStore, copy: Path, ref: ArtefactRef, name: str, settings: Settings) -> None:
     composition = str(ref.composition)
     first = not extractors.lock(session, SYSTEM_OWNER) and not _was_installed(session)
+    active = first and settings.shipped_extractor == "active"
     if _was_installed(session, composition):  # by another process that started now
         return
     if extractors.being_deleted(session, SYSTEM_OWNER, composition):
@@ -99,10 +99,10 @@ def _publish(session: Session, store: ModuleStore, copy: Path, ref: ArtefactRef,
             gate=manifest.gate,
         ),
     )
-    if first:
-        activation.switch(session, SYSTEM_OWNER, row.id, max_attempts=max_attempts)
+    if active:
+        activation.switch(session, SYSTEM_OWNER, row.id, max_attempts=settings.max_attempts)
     audit.record(session, OPERATOR_TENANT, _ACTION, extractor=row.id, owner=SYSTEM_OWNER, composition=composition)
-    logger.info("installed the extractor %s, which ships for this base model%s", name, "; it is active" if first else "")
+    logger.info("installed the extractor %s, which ships for this base model%s", name, "; it is active" if active else "")
 
 
 def _was_installed(session: Session, composition: str | None = None) -> bool:

@@ -17,7 +17,6 @@ Learn = Literal["all", "weights"]
 class ExtractorRecipe(Schedule):
     """The shares are of examples; see worker.extractor.examples for what they mix."""
 
-    dropout: float = 0.05
     learning_rate: float = 3e-4
     weights_rate: float = 1e-2
     """Learning rate of the composition's weights: at the lora's they would stay where they start."""
@@ -38,8 +37,9 @@ class ExtractorRecipe(Schedule):
     """The held-out loss must fall by this share of what it is with the modules alone."""
 
 
-READER: Final = ExtractorRecipe(without_module=1.0, with_passages=0.7)
-"""For an extractor that modules are to wear: it learns to read and to answer shortly, before there are modules."""
+READER: Final = ExtractorRecipe(without_module=1.0, with_passages=0.7, unanswerable=0.0)
+"""For an extractor that modules are to wear: it learns to read and to answer shortly, before there are modules. It declines nothing: its refusals
+would be learned by the modules, which are taught by what it says with the document before it."""
 MOST_EXAMPLES: Final = 200_000
 """Of a training: they are drawn before it begins."""
 _SHARES = ("without_module", "with_passages", "unanswerable", "held_out", "warmup")

@@ -1,4 +1,4 @@
-"""The extractor that ships with the base model: installed once, active where nobody has decided otherwise."""
+"""The extractor that ships with the base model: installed once, active where a setting or the operator says so."""
 
 from __future__ import annotations
 
@@ -49,6 +49,11 @@ def operator(settings: Settings) -> None:
     write(settings, lambda session: ensure_tenant(session, OPERATOR_TENANT))
 
 
+@pytest.fixture
+def active(settings: Settings) -> Settings:
+    return settings.model_copy(update={"shipped_extractor": "active"})
+
+
 def write(settings: Settings, work: Callable[[Session], T]) -> T:
     with closing(SyncDatabase(settings.sql_url)) as database, database.write() as session:
         return work(session)
@@ -62,7 +67,13 @@ def ref_of(shipped: Path) -> ArtefactRef:
     return described(shipped / NAME, ArtefactKind.KNOWLEDGE_EXTRACTOR)
 
 
-def test_the_first_start_installs_and_activates_it(settings: Settings, store: ModuleStore, shipped: Path) -> None:
+def test_the_first_start_installs_it_for_the_operator_to_activate(settings: Settings, store: ModuleStore, shipped: Path) -> None:
+    install(settings, store, BASE, shipped)
+    assert [(row.name, row.active) for row in of_the_system(settings)] == [(NAME, False)]
+
+
+def test_a_setting_makes_it_active_at_once(active: Settings, store: ModuleStore, shipped: Path) -> None:
+    settings = active
     install(settings, store, BASE, shipped)
     [row] = of_the_system(settings)
     ref = ref_of(shipped)
@@ -74,7 +85,8 @@ def test_the_first_start_installs_and_activates_it(settings: Settings, store: Mo
     assert [path.name for path in place.parent.iterdir()] == [ref.composition], "nothing staged is left"
 
 
-def test_the_next_start_changes_nothing(settings: Settings, store: ModuleStore, shipped: Path) -> None:
+def test_the_next_start_changes_nothing(active: Settings, store: ModuleStore, shipped: Path) -> None:
+    settings = active
     install(settings, store, BASE, shipped)
     write(settings, lambda session: activation.switch(session, SYSTEM_OWNER, None, max_attempts=3))
     install(settings, store, BASE, shipped)
@@ -89,7 +101,8 @@ def test_one_that_was_deleted_does_not_come_back(settings: Settings, store: Modu
     assert of_the_system(settings) == []
 
 
-def test_a_new_one_is_installed_beside_the_old_and_is_for_people_to_activate(settings: Settings, store: ModuleStore, shipped: Path) -> None:
+def test_a_new_one_is_installed_beside_the_old_and_is_for_people_to_activate(active: Settings, store: ModuleStore, shipped: Path) -> None:
+    settings = active
     install(settings, store, BASE, shipped)
     shutil.rmtree(shipped / NAME)
     write_extractor(shipped / "better", seed=1)
@@ -97,7 +110,8 @@ def test_a_new_one_is_installed_beside_the_old_and_is_for_people_to_activate(set
     assert [(row.name, row.active) for row in of_the_system(settings)] == [(NAME, True), ("better", False)]
 
 
-def test_where_the_operator_has_one_already_it_is_not_activated(settings: Settings, store: ModuleStore, shipped: Path) -> None:
+def test_where_the_operator_has_one_already_it_is_not_activated(active: Settings, store: ModuleStore, shipped: Path) -> None:
+    settings = active
     write_extractor(shipped / "a", seed=1)
     install(settings, store, BASE, shipped)
     assert [(row.name, row.active) for row in of_the_system(settings)] == [("a", True), (NAME, False)]
@@ -109,7 +123,7 @@ def test_another_base_has_none(settings: Settings, store: ModuleStore, shipped: 
 
 
 def test_a_setting_leaves_it_out(settings: Settings, store: ModuleStore, shipped: Path) -> None:
-    install(settings.model_copy(update={"shipped_extractor": False}), store, BASE, shipped)
+    install(settings.model_copy(update={"shipped_extractor": "off"}), store, BASE, shipped)
     assert of_the_system(settings) == []
 
 
