@@ -107,8 +107,7 @@ def _publish(session: Session, store: ModuleStore, copy: Path, ref: ArtefactRef,
 
 def _was_installed(session: Session, composition: str | None = None) -> bool:
     """This one, or any."""
-    # tenant-free: the audit of the operator's own installation
-    found = select(Audit.id).where(Audit.action == _ACTION)
+    found = select(Audit.id).where(Audit.tenant_id == OPERATOR_TENANT, Audit.action == _ACTION)
     if composition is not None:
         found = found.where(Audit.detail["composition"].as_string() == composition)
     return session.scalar(found.limit(1)) is not None
