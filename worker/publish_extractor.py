@@ -5,8 +5,6 @@ It is not active yet, unless the request said so and its owner has none. Like mo
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import logging
 from pathlib import Path
 
@@ -14,12 +12,12 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from server.db import activation, extractors, jobs
-from server.db.extractors import NewExtractor
 from server.db.session import SyncDatabase
 from server.db.tables import Extractor, Job
-from server.modules.artefact import COMPOSITION, MANIFEST
-from server.modules.manifest import ArtefactKind, parse_manifest
+from server.modules.artefact import COMPOSITION
+from server.modules.manifest import ArtefactKind
 from server.modules.store import ModuleStore
+from server.storage.extractors import place_extractor
 from server.storage.publication import staged, uploaded
 from worker.events import Result
 from worker.publish import announced
@@ -50,7 +48,17 @@ def publish_extractor(database: SyncDatabase, store: ModuleStore, job: Job, arte
             with database.write() as session:
                 if jobs.hold(session, job.id, job.attempt).cancel_requested:
                     return jobs.cancelled(session, job.id, job.attempt)
-                extractor = _insert(session, store, job, copy, result, result.composition)
+                extractor = place_extractor(
+                    session,
+                    store,
+                    copy,
+                    owner=owner,
+                    name=job.params.get("name"),
+                    job_id=job.id,
+                    lora_digest=result.digest,
+                    composition_digest=result.composition,
+                    gate=result.gate,
+                )
                 if job.params.get("activate"):
                     _activate(session, extractor, max_attempts)
                 logger.info("job %s: published extractor %s of %s", job.id, extractor.id, owner)
@@ -58,29 +66,6 @@ def publish_extractor(database: SyncDatabase, store: ModuleStore, job: Job, arte
         except BaseException:
             _discard(database, store, job, owner, target)
             raise
-
-
-def _insert(session: Session, store: ModuleStore, job: Job, copy: Path, result: Result, composition: str) -> Extractor:
-    extractors.lock(session, job.params["owner"])  # a deletion of equal bytes is not begun meanwhile
-    if extractors.being_deleted(session, job.params["owner"], composition):
-        raise FileExistsError(errno.EEXIST, "an extractor with equal bytes is being deleted")
-    # Equal bytes may lie there already, with a manifest of their own: the row describes what lies there.
-    manifest = (store.publish_extractor(copy, job.params["owner"], composition) / MANIFEST).read_bytes()
-    described = parse_manifest(manifest)
-    return extractors.insert_new(
-        session,
-        NewExtractor(
-            owner=job.params["owner"],
-            name=job.params.get("name"),
-            job_id=job.id,
-            lora_digest=result.digest,
-            composition_digest=composition,
-            manifest_sha256=hashlib.sha256(manifest).hexdigest(),
-            base_fingerprint=described.base_fingerprint,
-            scope=described.scope,
-            gate=result.gate,
-        ),
-    )
 
 
 def _activate(session: Session, extractor: Extractor, max_attempts: int) -> None:

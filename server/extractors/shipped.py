@@ -5,8 +5,6 @@ It is installed once. Whoever deactivates or deletes it is not overruled at the 
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from server import audit
 from server.db import activation, extractors
-from server.db.extractors import SYSTEM_OWNER, NewExtractor
+from server.db.extractors import SYSTEM_OWNER
 from server.db.session import SyncDatabase
 from server.db.tables import Audit
 from server.engine.request import ArtefactRef
@@ -29,6 +27,7 @@ from server.modules.manifest import ArtefactKind, parse_manifest
 from server.modules.store import ModuleStore
 from server.security import OPERATOR_TENANT
 from server.settings import Settings
+from server.storage.extractors import place_extractor
 from server.storage.publication import staged, uploaded
 
 logger = logging.getLogger(__name__)
@@ -80,24 +79,15 @@ def _publish(session: Session, store: ModuleStore, copy: Path, ref: ArtefactRef,
     active = first and settings.shipped_extractor == "active"
     if _was_installed(session, composition):  # by another process that started now
         return
-    if extractors.being_deleted(session, SYSTEM_OWNER, composition):
-        raise FileExistsError(errno.EEXIST, "an extractor with equal bytes is being deleted")
-    # Equal bytes may lie there already, with a manifest of their own: the row describes what lies there.
-    data = (store.publish_extractor(copy, SYSTEM_OWNER, composition) / MANIFEST).read_bytes()
-    manifest = parse_manifest(data)
-    row = extractors.insert_new(
+    row = place_extractor(
         session,
-        NewExtractor(
-            owner=SYSTEM_OWNER,
-            name=name,
-            job_id=None,
-            lora_digest=ref.digest,
-            composition_digest=composition,
-            manifest_sha256=hashlib.sha256(data).hexdigest(),
-            base_fingerprint=manifest.base_fingerprint,
-            scope=manifest.scope,
-            gate=manifest.gate,
-        ),
+        store,
+        copy,
+        owner=SYSTEM_OWNER,
+        name=name,
+        job_id=None,
+        lora_digest=ref.digest,
+        composition_digest=composition,
     )
     if active:
         activation.switch(session, SYSTEM_OWNER, row.id, max_attempts=settings.max_attempts)
