@@ -19,6 +19,9 @@ SCENARIOS = (BASE, KM, KM_KE)
 _TELLING = (BASE, KM_KE, KM)
 OURS = "kmserve"
 PLAIN = "transformers"
+FAULTS = "page_faults"
+MEASURES = ("wall", "user", "system", "in_line", "asleep", FAULTS)
+"""Of a step of a module's load: seconds on the clock, on a processor in either mode, in line for one and asleep; a number."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,7 +105,7 @@ async def _ask(client: AsyncClient, served: Served, draw: random.Random, job: Jo
 
 def observed(served: Served) -> dict[str, Any]:
     answer = httpx2.get(f"{served.stack.url}{STATS_PATH}", timeout=30.0).json()
-    return {"engine": answer["engine"], "memory": memory(int(answer["pid"]))}
+    return {"engine": answer["engine"], "loads": answer["loads"], "memory": memory(int(answer["pid"]))}
 
 
 def memory(pid: int) -> dict[str, int | None]:

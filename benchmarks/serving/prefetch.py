@@ -1,7 +1,7 @@
 """How much of a module's load from the disk retrieval hides, in the real server: one cold module after the other, asked open book.
 
 The engine tells the seconds that loads took and those that requests waited for them; the difference went by while the question was
-embedded, searched for and put into a prompt.
+embedded, searched for and put into a prompt. `steps` says what the loads themselves waited for, in means over the modules.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ def measure_prefetch(workshop: Workshop, told: Callable[[str], object]) -> dict[
     shelf = make_shelf(base, workshop.folder / "prefetch" / "shelf", max(WARM + 8, size.most_modules))
     folder, options = workshop.folder / "prefetch" / "server", {"device": workshop.bases.device, "dtype": workshop.dtype}
     with closing(Served(workshop.bases.prepared, shelf, folder, threads=workshop.threads, batch=len(shelf.modules), **options)) as served:
-        asked = [_ask(served, number, told) for number in range(len(served.documents))][WARM:]
+        warm = [_ask(served, number, told) for number in range(WARM)]
+        before = observed(served)["loads"]
+        asked = [_ask(served, number, told) for number in range(len(warm), len(served.documents))]
+        after = observed(served)["loads"]
     loads, waits = ([pair[side] for pair in asked] for side in (0, 1))
     return {
         "modules": len(asked),
@@ -38,6 +41,10 @@ def measure_prefetch(workshop: Workshop, told: Callable[[str], object]) -> dict[
         "waited": spread(waits),
         "hidden": rounded(1 - sum(waits) / sum(loads)),
         "wanted": WANTED,
+        "steps": {
+            name: {measure: rounded((sums[measure] - before[name][measure]) / len(asked)) for measure in sums}
+            for name, sums in after.items()
+        },
     }
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.serving.arguments import LOAD, MODEL, PREFETCH, PREFIX, TIERS
+from benchmarks.serving.figures import FAULTS, MEASURES
 
 _ENDS = ("accepted", "completed", "left", "failed", "left_waiting", "refused_429", "other", "unreachable")
 
@@ -64,7 +65,13 @@ def _tiers(found: Mapping[str, Any]) -> list[str]:
 
 def _prefetch(found: Mapping[str, Any]) -> list[str]:
     times = f"ms: load {_spread(found['load'])}, waited for {_spread(found['waited'])}"
-    return [f"{found['modules']} cold modules: {found['hidden']:.0%} of their load hidden (wanted {found['wanted']:.0%})", times]
+    hidden = f"{found['modules']} cold modules: {found['hidden']:.0%} of their load hidden (wanted {found['wanted']:.0%})"
+    return [hidden, times, *(_step(name, each) for name, each in found["steps"].items())]
+
+
+def _step(name: str, of: Mapping[str, float]) -> str:
+    times = ", ".join(f"{measure.replace('_', ' ')} {1000 * of[measure]:.1f}" for measure in MEASURES if measure != FAULTS)
+    return f"{name.replace('_', ' ')}: ms {times}; {of[FAULTS]:.0f} page faults"
 
 
 def _prefix(found: Mapping[str, Any]) -> list[str]:

@@ -166,6 +166,7 @@ def test_a_worker_that_sleeps_through_its_lease_cannot_write(rig: Rig, tmp_path:
         pid = rig.trainer_pid(document, job_id)
         with rig.database.write():  # one that held SQLite's write lock as it was stopped would hold up everybody
             os.kill(sleeper.pid, signal.SIGSTOP)
+            os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED | os.WNOWAIT)  # the signal returns before it has stopped
         rig.expire_lease(job_id)
         with worker_process(rig.settings):
             eventually(lambda: rig.job(job_id).state == JobState.SUCCEEDED)

@@ -1,0 +1,76 @@
+"""What the load of a module waits for in a server: each step's time on the clock, on a processor, in line for one, and asleep.
+
+A thread that sleeps within a load waits for the disk while it reads, and for the interpreter's lock everywhere else: nothing else
+puts it to sleep. Linux alone says how long a thread stood in line for a processor; elsewhere that is 0 and counts as sleep.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+from benchmarks.serving.figures import MEASURES
+from server.engine import adapter_loader, host_cache
+from server.modules import artefact
+
+WHOLE, READ, PROVE, LAY_OUT = "whole", "read", "prove", "lay_out"
+_STEPS = {
+    WHOLE: (host_cache, "_tried"),
+    READ: (artefact, "read_regular"),
+    PROVE: (artefact, "lora_tensors"),
+    LAY_OUT: (adapter_loader, "_laid_out"),
+}
+"""Where the engine finds each step. What is in none of the inner ones is JSON and checks of names and shapes."""
+_SCHEDSTAT = Path("/proc/thread-self/schedstat")
+
+Step = TypeVar("Step", bound=Callable[..., Any])
+
+
+class LoadProfile:
+    """Sums over the loads since it was made, in seconds and numbers. Steps run on several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sums: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(MEASURES, 0.0))
+
+    def watch(self) -> None:
+        """Have every load of this process counted from now on."""
+        for name, (module, function) in _STEPS.items():
+            setattr(module, function, self._timed(name, getattr(module, function)))
+
+    def sums(self) -> dict[str, dict[str, float]]:
+        with self._lock:
+            return {name: dict(values) for name, values in self._sums.items()}
+
+    def _timed(self, name: str, step: Step) -> Step:
+        @wraps(step)
+        def timed(*arguments: Any, **options: Any) -> Any:
+            before = _now()
+            try:
+                return step(*arguments, **options)
+            finally:
+                self._add(name, [after - start for after, start in zip(_now(), before, strict=True)])
+
+        return timed  # type: ignore[return-value]
+
+    def _add(self, name: str, moved: list[float]) -> None:
+        wall, user, system, in_line, faults = moved
+        asleep = max(0.0, wall - user - system - in_line)
+        with self._lock:
+            for measure, value in zip(MEASURES, (wall, user, system, in_line, asleep, faults), strict=True):
+                self._sums[name][measure] += value
+
+
+def _now() -> tuple[float, float, float, float, float]:
+    """Of this thread: seconds on the clock, in user and system mode, in line for a processor, and page faults."""
+    who = resource.RUSAGE_THREAD if sys.platform == "linux" else resource.RUSAGE_SELF
+    usage = resource.getrusage(who)
+    in_line = int(_SCHEDSTAT.read_bytes().split()[1]) / 1e9 if _SCHEDSTAT.exists() else 0.0
+    return time.perf_counter(), usage.ru_utime, usage.ru_stime, in_line, float(usage.ru_minflt + usage.ru_majflt)
