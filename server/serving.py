@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final
 
 from server.asks.prompting import Prompter
+from server.collector import keep_what_is_here
 from server.engine.apart import apart
 from server.engine.base_model import BaseModel, load_base, prepare_base
 from server.engine.cores import ENGINE, CoreShare
@@ -59,6 +60,7 @@ async def serve(parts: Parts) -> None:
             index=index,
             notify_ingest=ingest.notify,
         )
+        await asyncio.to_thread(keep_what_is_here)
         parts.models.ready(models)
         logger.info("ready: %s on %s in %s", base.name, base.device, base.dtype)
         await ingest.run()

@@ -18,6 +18,8 @@ from benchmarks.serving.figures import Trace
 from benchmarks.serving.workload import Job
 from server.engine.apart import apart
 
+_AS_THEY_ARE: Mapping[str, Any] = {"autocast_adapter_dtype": False, "low_cpu_mem_usage": True}
+
 
 class Transformers:
     name = "transformers"
@@ -86,7 +88,7 @@ class Clock(BaseStreamer):  # type: ignore[misc, no-untyped-call, unused-ignore]
 
 
 def _with_adapters(model: PreTrainedModel, folded: Mapping[str, Sequence[Path]]) -> Any:
-    """Adapters in the base's dtype: PEFT would compute those of a bfloat16 model in float32."""
+    """Adapters in the base's dtype: PEFT would compute those of a bfloat16 model in float32. None is drawn at random before it is read."""
     from peft import PeftModel
 
     wrapped: Any = None
@@ -94,9 +96,9 @@ def _with_adapters(model: PreTrainedModel, folded: Mapping[str, Sequence[Path]])
         for number, directory in enumerate(directories):
             name = _adapter(scenario, number)
             if wrapped is None:
-                wrapped = PeftModel.from_pretrained(model, directory, adapter_name=name, autocast_adapter_dtype=False)
+                wrapped = PeftModel.from_pretrained(model, directory, adapter_name=name, **_AS_THEY_ARE)
             else:
-                wrapped.load_adapter(directory, adapter_name=name, autocast_adapter_dtype=False)
+                wrapped.load_adapter(directory, adapter_name=name, **_AS_THEY_ARE)
     if wrapped is None:
         raise ValueError("PEFT needs at least one folded module")
     wrong = {name for name, weight in wrapped.named_parameters() if "lora_" in name and weight.dtype != model.dtype}

@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar
 
-from benchmarks.serving.figures import MEASURES
+from benchmarks.serving.figures import MEASURES, rounded
 from server.engine import adapter_loader, host_cache
 from server.modules import artefact
 
@@ -30,7 +32,18 @@ _STEPS = {
 """Where the engine finds each step. What is in none of the inner ones is JSON and checks of names and shapes."""
 _SCHEDSTAT = Path("/proc/thread-self/schedstat")
 
+Sums = Mapping[str, Mapping[str, float]]
 Step = TypeVar("Step", bound=Callable[..., Any])
+
+
+def moved(before: Sums, after: Sums) -> dict[str, dict[str, float]]:
+    """What came to the sums between two looks at them."""
+    return {name: {measure: value - before.get(name, {}).get(measure, 0.0) for measure, value in of.items()} for name, of in after.items()}
+
+
+def mean_of(loads: Sequence[Sums]) -> dict[str, dict[str, float | None]]:
+    """Of sums that each are of one load."""
+    return {name: {measure: rounded(fmean(load[name][measure] for load in loads)) for measure in of} for name, of in loads[0].items()}
 
 
 class LoadProfile:
@@ -40,10 +53,17 @@ class LoadProfile:
         self._lock = threading.Lock()
         self._sums: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(MEASURES, 0.0))
 
-    def watch(self) -> None:
-        """Have every load of this process counted from now on."""
+    @contextmanager
+    def watching(self) -> Iterator[LoadProfile]:
+        """Count every load of this process meanwhile."""
+        plain = {name: getattr(module, function) for name, (module, function) in _STEPS.items()}
         for name, (module, function) in _STEPS.items():
-            setattr(module, function, self._timed(name, getattr(module, function)))
+            setattr(module, function, self._timed(name, plain[name]))
+        try:
+            yield self
+        finally:
+            for name, (module, function) in _STEPS.items():
+                setattr(module, function, plain[name])
 
     def sums(self) -> dict[str, dict[str, float]]:
         with self._lock:
@@ -60,8 +80,8 @@ class LoadProfile:
 
         return timed  # type: ignore[return-value]
 
-    def _add(self, name: str, moved: list[float]) -> None:
-        wall, user, system, in_line, faults = moved
+    def _add(self, name: str, passed: list[float]) -> None:
+        wall, user, system, in_line, faults = passed
         asleep = max(0.0, wall - user - system - in_line)
         with self._lock:
             for measure, value in zip(MEASURES, (wall, user, system, in_line, asleep, faults), strict=True):

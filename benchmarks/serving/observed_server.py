@@ -29,17 +29,16 @@ def observed(app: FastAPI, profile: LoadProfile) -> FastAPI:
 
 def main() -> None:
     settings = load_settings()
-    profile = LoadProfile()
-    profile.watch()
     observability.configure(settings)
-    uvicorn.run(
-        observed(create_app(settings), profile),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
+    with LoadProfile().watching() as profile:
+        uvicorn.run(
+            observed(create_app(settings), profile),
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.serving.figures import rounded, spread
 from benchmarks.serving.load import observed
+from benchmarks.serving.load_profile import Sums, mean_of, moved
 from benchmarks.serving.served import Served
 from benchmarks.serving.shelf import make_shelf
 from benchmarks.serving.systems import Workshop
@@ -21,6 +22,7 @@ from benchmarks.serving.tiers import forget_pages
 WARM = 2
 """Documents asked first, so that embedding and search are not cold themselves."""
 WANTED = 0.8
+_COUNTS = ("host_loads", "host_load_seconds", "load_wait_seconds")
 _QUESTION = "What does document {number} of the benchmark say of its module?"
 
 
@@ -30,36 +32,31 @@ def measure_prefetch(workshop: Workshop, told: Callable[[str], object]) -> dict[
     shelf = make_shelf(base, workshop.folder / "prefetch" / "shelf", max(WARM + 8, size.most_modules))
     folder, options = workshop.folder / "prefetch" / "server", {"device": workshop.bases.device, "dtype": workshop.dtype}
     with closing(Served(workshop.bases.prepared, shelf, folder, threads=workshop.threads, batch=len(shelf.modules), **options)) as served:
-        warm = [_ask(served, number, told) for number in range(WARM)]
-        before = observed(served)["loads"]
-        asked = [_ask(served, number, told) for number in range(len(warm), len(served.documents))]
-        after = observed(served)["loads"]
-    loads, waits = ([pair[side] for pair in asked] for side in (0, 1))
+        asked = [_ask(served, number, told) for number in range(len(served.documents))][WARM:]
+    loads, waits, steps = zip(*asked, strict=True)
     return {
         "modules": len(asked),
         "load": spread(loads),
         "waited": spread(waits),
         "hidden": rounded(1 - sum(waits) / sum(loads)),
         "wanted": WANTED,
-        "steps": {
-            name: {measure: rounded((sums[measure] - before[name][measure]) / len(asked)) for measure in sums}
-            for name, sums in after.items()
-        },
+        "steps": mean_of(steps),
     }
 
 
-def _ask(served: Served, number: int, told: Callable[[str], object]) -> tuple[float, float]:
-    """Seconds of the load of a document's module, and those that its question waited for it."""
+def _ask(served: Served, number: int, told: Callable[[str], object]) -> tuple[float, float, Sums]:
+    """Seconds of the load of a document's module, those that its question waited for it, and what the load waited for."""
     told(f"prefetch: document {number + 1} of {len(served.documents)}")
     document = served.documents[number]
     for directory in (served.stack.settings.root / "modules").glob(f"tenants/*/documents/{document}/*"):
         forget_pages(directory)
-    before = observed(served)["engine"]
+    before = observed(served)
     asyncio.run(_stream(served, _QUESTION.format(number=number), document))
-    after = observed(served)["engine"]
-    if after["host_loads"] - before["host_loads"] != 1:
+    after = observed(served)
+    loads, seconds, waited = (after["engine"][name] - before["engine"][name] for name in _COUNTS)
+    if loads != 1:
         raise RuntimeError("the module was not read once, as a cold one is")
-    return after["host_load_seconds"] - before["host_load_seconds"], after["load_wait_seconds"] - before["load_wait_seconds"]
+    return seconds, waited, moved(before["loads"], after["loads"])
 
 
 async def _stream(served: Served, question: str, document: str) -> None:

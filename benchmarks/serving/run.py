@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.serving.arguments import LOAD, MODEL, PREFETCH, PREFIX, THROUGHPUT, TIERS, size_of
 from benchmarks.serving.setting import cores, setting, versions
+from server.collector import keep_what_is_here
 
 if TYPE_CHECKING:
     from benchmarks.serving.systems import Workshop
@@ -38,13 +40,17 @@ def run(arguments: argparse.Namespace, told: Told) -> dict[str, Any]:
             versions=versions(arguments.vllm_python),
         )
         report: dict[str, Any] = {"setting": known, "results": [], "ratios": []}
+        seconds = {}
         for part in arguments.parts:
+            started = time.monotonic()
             report |= measure(part, arguments, workshop, told)
-        return report | {"skipped": workshop.skipped}
+            seconds[part] = round(time.monotonic() - started, 1)
+        return report | {"seconds": seconds, "skipped": workshop.skipped}
 
 
 def measure(part: str, arguments: argparse.Namespace, workshop: Workshop, told: Told) -> dict[str, Any]:
     """What a part adds to the report."""
+    keep_what_is_here()  # as a server does
     if part == THROUGHPUT:
         from benchmarks.serving.throughput import measure_throughput
 

@@ -8,11 +8,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from benchmarks.serving.arguments import Size
 from benchmarks.serving.figures import BASE, KM, KM_KE, Cell, Trace
 from benchmarks.serving.workload import Job
+from server.collector import keep_what_is_here
 
 if TYPE_CHECKING:
     from benchmarks.serving.bases import Bases
@@ -43,6 +44,16 @@ class System(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Late(Protocol):
+    """A system that is made before it can answer."""
+
+    @property
+    def name(self) -> str: ...
+
+    def wait_ready(self) -> bool: ...
 
 
 @dataclass(kw_only=True)
@@ -99,7 +110,8 @@ def ready(workshop: Workshop, wanted: Sequence[str], shelf: Shelf, told: Callabl
     """The wanted systems that could be made, all of them stopped at the end."""
     made: list[System] = []
     with ExitStack() as stack:
-        for name in wanted:
+        # vLLM takes a minute in a process of its own, while the others are made.
+        for name in sorted(wanted, key=lambda name: name != "vllm-cpu"):
             told(f"starting {name}")
             if (reason := absent(name, workshop)) is not None:
                 workshop.skip(name, reason)
@@ -108,6 +120,11 @@ def ready(workshop: Workshop, wanted: Sequence[str], shelf: Shelf, told: Callabl
             if system is not None:
                 stack.callback(system.close)
                 made.append(system)
+        made = [
+            system for system in made if not isinstance(system, Late) or attempted(system.name, workshop, system.wait_ready) is not None
+        ]
+        made.sort(key=lambda system: wanted.index(system.name))
+        keep_what_is_here()
         yield made
 
 

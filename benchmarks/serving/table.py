@@ -60,6 +60,8 @@ def _tiers(found: Mapping[str, Any]) -> list[str]:
         f"against few modules: all in host memory {found['all_of_few']:.2f}, a small host memory {found['small_of_few']:.2f}",
         f"ms: host to slot {_spread(found['host_to_slot'])}, disk to slot {_spread(found['disk_to_slot'])}, "
         f"a decoding step {_spread(found['decode_step'])}, publish to first token {_spread(found['publish_to_first_token'])}",
+        *(_step(f"disk, {name}", each) for name, each in found["disk_steps"].items()),
+        *(_step(f"disk, the slowest tenth, {name}", each) for name, each in found["disk_steps_slowest"].items()),
     ]
 
 

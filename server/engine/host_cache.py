@@ -65,10 +65,11 @@ Outcome = HostAdapter | Exception
 
 
 class HostCache:
-    def __init__(self, load: Load, budget: int, below: Load | None = None) -> None:
-        """`load` reads from the disk, `below` from what lies below it."""
+    def __init__(self, load: Load, budget: int, below: Load | None = None, afterwards: Callable[[], None] = lambda: None) -> None:
+        """`load` reads from the disk, `below` from what lies below it; `afterwards` runs on a load's thread when nobody waits for it."""
         self._load = load
         self._below = below
+        self._afterwards = afterwards
         self._budget = budget
         self._lock = Lock()
         self._kept: OrderedDict[AdapterKey, HostAdapter] = OrderedDict()
@@ -180,6 +181,7 @@ class HostCache:
             future.set_exception(outcome)
         else:
             future.set_result(outcome)
+            self._afterwards()
 
     def _keep(self, adapter: HostAdapter) -> None:
         """As the most recently used; one larger than the whole budget drives nothing out and is not kept."""

@@ -24,9 +24,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_a_step_that_computes_is_not_asleep_and_one_that_sleeps_is(steps: Any) -> None:
-    profile = LoadProfile()
-    profile.watch()
-    assert (steps.busy(0.2), steps.idle(0.2)) == ("busy", "idle")
+    with LoadProfile().watching() as profile:
+        assert (steps.busy(0.2), steps.idle(0.2)) == ("busy", "idle")
+    assert (steps.busy, steps.idle) == (_busy, _idle)
     sums = profile.sums()
     assert set(sums["busy"]) == set(MEASURES)
     assert sums["busy"]["wall"] >= sums["busy"]["user"] + sums["busy"]["system"] >= 0.15
@@ -35,9 +35,7 @@ def test_a_step_that_computes_is_not_asleep_and_one_that_sleeps_is(steps: Any) -
 
 
 def test_a_step_that_fails_counts_and_its_error_passes(steps: Any) -> None:
-    profile = LoadProfile()
-    profile.watch()
-    with pytest.raises(TypeError):
+    with LoadProfile().watching() as profile, pytest.raises(TypeError):
         steps.idle("soon")
     assert profile.sums()["idle"]["wall"] > 0
 

@@ -203,3 +203,24 @@ def test_a_cache_that_was_closed_meanwhile_leaves_nobody_waiting(tiered: HostCac
     disk.open.set()
     with pytest.raises(ModuleMissing):
         future.result(5)
+
+
+def test_what_follows_a_load_keeps_nobody_waiting_and_follows_no_failure(disk: SlowDisk) -> None:
+    may_end, ran = Event(), Event()
+
+    def afterwards() -> None:
+        assert may_end.wait(5)
+        ran.set()
+
+    cache = HostCache(disk.load, 2 * SIZE, afterwards=afterwards)
+    try:
+        disk.broken.add("bad")
+        with pytest.raises(ModuleCorrupt):
+            cache.fetch(ref("bad")).result(5)
+        assert cache.fetch(ref("a")).result(5)
+        assert not ran.is_set()
+        may_end.set()
+        assert ran.wait(5)
+    finally:
+        may_end.set()
+        cache.close()

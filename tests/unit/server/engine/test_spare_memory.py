@@ -1,0 +1,46 @@
+"""Memory for the next adapter: each piece is handed out once, and only the size that was last wanted is kept ready."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from server.engine.spare_memory import SpareMemory
+
+
+@pytest.fixture
+def memory() -> SpareMemory:
+    return SpareMemory(torch.float32, locked=False)
+
+
+def test_nothing_is_kept_ready_before_there_was_need(memory: SpareMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: pytest.fail("memory was taken"))
+    memory.renew()
+
+
+def test_a_renewed_piece_is_the_next_one_of_that_size_and_only_once(memory: SpareMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = memory.take(8)
+    memory.renew()
+    made: list[int] = []
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda elements, **named: made.append(elements) or empty(elements, **named))
+    second = memory.take(8)
+    assert not made
+    third = memory.take(8)
+    assert made == [8]
+    assert len({piece.data_ptr() for piece in (first, second, third)}) == 3
+
+
+def test_another_size_is_made_anew_and_the_spare_piece_given_up(memory: SpareMemory) -> None:
+    memory.take(8)
+    memory.renew()
+    assert memory.take(5).shape == (5,)
+    memory.renew()
+    assert memory.take(5).shape == (5,)
+
+
+def test_one_piece_is_ready_at_most(memory: SpareMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.take(8)
+    memory.renew()
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: pytest.fail("memory was taken"))
+    memory.renew()
