@@ -8,12 +8,25 @@ nothing of who uses a slot.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Product = tuple[Tensor, Tensor]
 """`x @ down @ up` is a layer's product: `[..., in, rank]` and `[..., rank, out]`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class _Rows:
+    """Views of one layer of a slot: its first `rank` rows, and the rest of those `written`."""
+
+    rank: int
+    written: int
+    a: Tensor
+    b: Tensor
+    rest: Sequence[Tensor]
+    product: Product
 
 
 class AdapterBank:
@@ -39,6 +52,8 @@ class AdapterBank:
         self._written = [max_rank if readable else 0] * slots
         """Rows of each slot that hold numbers; those behind them are unwritten memory."""
         self._products: list[list[Product | None]] = [[None] * len(shapes) for _ in range(slots)]
+        self._rows: list[list[_Rows | None]] = [[None] * len(shapes) for _ in range(slots)]
+        """What a slot was last written through: to make these views again for each layer takes longer than the copying."""
 
     @property
     def layers(self) -> int:
@@ -83,14 +98,21 @@ class AdapterBank:
         return [(a[first:end, :rank].transpose(1, 2), b[first:end, :rank]) for a, b in self._stored]
 
     def _write(self, slot: int, layer: int, pair: Product | None) -> None:
-        rank = len(pair[0]) if pair else 0
-        a, b = (stored[slot, : self._written[slot]] for stored in self._stored[layer])
+        rank, written = len(pair[0]) if pair else 0, self._written[slot]
+        rows = self._rows[slot][layer]
+        if rows is None or (rows.rank, rows.written) != (rank, written):
+            rows = self._rows[slot][layer] = self._rows_of(slot, layer, rank, written)
         if pair:
-            a[:rank].copy_(pair[0], non_blocking=True)
-            b[:rank].copy_(pair[1], non_blocking=True)
-        a[rank:].zero_()
-        b[rank:].zero_()
-        self._products[slot][layer] = (a[:rank].T, b[:rank]) if pair else None
+            rows.a.copy_(pair[0], non_blocking=True)
+            rows.b.copy_(pair[1], non_blocking=True)
+        for rest in rows.rest:
+            rest.zero_()
+        self._products[slot][layer] = rows.product if pair else None
+
+    def _rows_of(self, slot: int, layer: int, rank: int, written: int) -> _Rows:
+        a, b = (stored[slot, :written] for stored in self._stored[layer])
+        rest = (a[rank:], b[rank:]) if rank < written else ()
+        return _Rows(rank=rank, written=written, a=a[:rank], b=b[:rank], rest=rest, product=(a[:rank].T, b[:rank]))
 
     def _pad(self, slot: int, rank: int) -> None:
         """Make rows up to `rank` readable."""

@@ -84,7 +84,9 @@ def _products(artefact: Artefact, names: Sequence[str], base: BaseModel, digest:
             start, end = end, end + together.numel()
             sides.append(memory[start:end].view(together.shape).copy_(together).unbind())
         found |= zip(layers, zip(*sides, strict=True), strict=True)
-    if not bool(torch.stack(list(torch.aminmax(memory[:end]))).isfinite().all()):  # it would reach the requests beside it
+    narrower = torch.finfo(base.dtype).max < torch.finfo(next(iter(artefact.a.values())).dtype).max
+    # What is proven to be finite stays so in a dtype that reaches as far.
+    if narrower and not bool(torch.stack(list(torch.aminmax(memory[:end]))).isfinite().all()):  # it would reach the requests beside it
         detail = f"this server cannot serve the module: it has numbers that are too large for {base.dtype}"
         raise ModuleUnsupported(detail, digest=digest)
     return tuple(found.get(name) for name in names)

