@@ -109,7 +109,7 @@ def test_the_table_tells_every_part(capsys: pytest.CaptureFixture[str]) -> None:
             **{"modules": 1000, "rank": 16, "different_modules_asked": 40, "all_of_few": 0.95, "small_of_few": 0.9},
             "throughput": {"few": {"tokens_per_s": 50.0}},
             **dict.fromkeys(("host_to_slot", "disk_to_slot", "decode_step", "publish_to_first_token"), both),
-            **dict.fromkeys(("disk_steps", "disk_steps_slowest"), {"lay_out": dict.fromkeys(MEASURES, 0.0123)}),
+            **{key: {"lay_out": dict.fromkeys(MEASURES, 0.0123)} for key in ("disk_steps", "disk_steps_slowest")},
         },
         "prefetch": {
             "modules": 14,

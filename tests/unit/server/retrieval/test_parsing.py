@@ -20,6 +20,7 @@ from server.errors import (
     UndecodableText,
     UnsupportedMediaType,
 )
+from server.retrieval import parse_main
 from server.retrieval.parsing import parse
 from server.retrieval.types import Page, ParsedDocument
 from tests.support.documents import docx, paragraph, pdf
@@ -81,6 +82,17 @@ async def test_too_much_memory(tmp_path: Path) -> None:
     fat = docx(paragraph("words") * 30_000)
     with pytest.raises(ParseLimit):
         await parsed(tmp_path, fat, memory_bytes=96 * 1024**2)
+
+
+@pytest.mark.parametrize("lost", [MemoryError, SystemError])
+def test_memory_that_ran_out_is_told_however_a_library_tells_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: type[Exception]
+) -> None:
+    def read(*_: object) -> None:
+        raise lost
+
+    monkeypatch.setattr(parse_main, "read_document", read)
+    assert parse_main._answer(tmp_path / "fat.docx", None, 100)["error"] == ParseLimit.code
 
 
 async def test_a_cancelled_parse_leaves_no_process(tmp_path: Path) -> None:
