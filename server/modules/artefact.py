@@ -20,6 +20,7 @@ from server.errors import ModuleCorrupt, ModuleMissing, ModuleUnsupported, Modul
 from server.modules.canonical import canonical_json
 from server.modules.composition import Composition
 from server.modules.digest import composition_digest, lora_digest
+from server.modules.digested_read import DigestedRead
 from server.modules.files import flush, make_durably, read_regular, write_durably
 from server.modules.manifest import Manifest, Unsupported, manifest_bytes, parse_manifest
 from server.modules.peft_format import adapter_config, named_tensors
@@ -124,8 +125,9 @@ def _read(ref: ArtefactRef, base_fingerprint: str, shapes: Shapes, max_rank: int
         raise ModuleWrongBase(WRONG_BASE, reason=reason, digest=ref.digest)
     check_manifest(manifest, ref, shapes, max_rank)
     check_config(read_regular(ref.directory / CONFIG, _JSON_BYTES), manifest)
-    adapter = read_regular(ref.directory / ADAPTER, adapter_bytes(manifest, shapes))
-    a, b = lora_tensors(adapter, manifest, shapes, ref.digest)
+    read = DigestedRead(manifest)
+    adapter = read_regular(ref.directory / ADAPTER, adapter_bytes(manifest, shapes), read.see)
+    a, b = lora_tensors(adapter, manifest, shapes, ref.digest, read)
     return Artefact(manifest=manifest, a=a, b=b, composition=_read_composition(ref, manifest))
 
 

@@ -6,7 +6,7 @@ PEFT's `target_modules` order changes with PYTHONHASHSEED and its base model nam
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
@@ -16,9 +16,6 @@ from server.modules.canonical import canonical_json
 from server.modules.composition import Composition
 from server.modules.manifest import Manifest
 from server.modules.peft_format import named_tensors
-
-Spelled = tuple[str, torch.dtype, tuple[int, ...], memoryview]
-"""A tensor's name, dtype, shape and bytes."""
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
@@ -33,26 +30,34 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def lora_digest(a: Mapping[str, Tensor], b: Mapping[str, Tensor], manifest: Manifest) -> str:
-    """Of a LoRA in memory: see `digest_of`."""
-    named = named_tensors(a, b).items()
-    return digest_of([(name, tensor.dtype, tuple(tensor.shape), tensor_bytes(tensor)) for name, tensor in named], manifest)
+    """Of a LoRA in memory."""
+    digest = LoraDigest(manifest)
+    for name, tensor in sorted(named_tensors(a, b).items()):
+        digest.add(name, tensor.dtype, tuple(tensor.shape), tensor_bytes(tensor))
+    return digest.hexdigest()
 
 
-def digest_of(tensors: Iterable[Spelled], manifest: Manifest) -> str:
-    """sha256 over the sorted tensors (name, dtype, shape, bytes) and what they mean: r, alpha, targets, scope, base, wears."""
-    meaning = {
-        "r": manifest.rank,
-        "alpha": float(manifest.alpha),
-        "targets": sorted(manifest.targets),
-        "scope": manifest.scope,
-        "base_fingerprint": manifest.base_fingerprint,
-        "wears": manifest.wears,
-    }
-    sha256 = hashlib.sha256(canonical_json(meaning))
-    for name, dtype, shape, data in sorted(tensors, key=lambda tensor: tensor[0]):
-        sha256.update(_heading(name, dtype, shape))
-        sha256.update(data)
-    return sha256.hexdigest()
+class LoraDigest:
+    """sha256 over what a LoRA's tensors mean (r, alpha, targets, scope, base, wears) and the tensors: name, dtype, shape, bytes."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        meaning = {
+            "r": manifest.rank,
+            "alpha": float(manifest.alpha),
+            "targets": sorted(manifest.targets),
+            "scope": manifest.scope,
+            "base_fingerprint": manifest.base_fingerprint,
+            "wears": manifest.wears,
+        }
+        self._sha256 = hashlib.sha256(canonical_json(meaning))
+
+    def add(self, name: str, dtype: torch.dtype, shape: tuple[int, ...], data: memoryview) -> None:
+        """One after the other, sorted by their names."""
+        self._sha256.update(_heading(name, dtype, shape))
+        self._sha256.update(data)
+
+    def hexdigest(self) -> str:
+        return self._sha256.hexdigest()
 
 
 def composition_digest(composition: Composition, lora: str) -> str:

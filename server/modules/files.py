@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
+_PORTION = 1 << 20
+See = Callable[[memoryview, int], None]
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """O_NONBLOCK: opening a pipe somebody put in a file's place must not wait for a writer."""
 
@@ -45,8 +48,9 @@ def make_durably(directory: Path) -> None:
         flush(folder.parent)
 
 
-def read_regular(path: Path, limit: int) -> bytearray:
-    """The bytes of a regular file of at most `limit` bytes. ValueError if it is missing, a link, no regular file, or longer."""
+def read_regular(path: Path, limit: int, see: See | None = None) -> bytearray:
+    """The bytes of a regular file of at most `limit` bytes. ValueError if it is missing, a link, no regular file, or longer. `see` is told
+    of each portion, with all of the file's room and where what has been read ends: the system reads on meanwhile."""
     descriptor = _open_without_trust(path)
     try:
         status = os.fstat(descriptor)
@@ -55,7 +59,7 @@ def read_regular(path: Path, limit: int) -> bytearray:
         if status.st_size > limit:
             raise ValueError(f"{path.name} has {status.st_size} bytes, more than {limit}")
         # One byte more than there should be, to see that there is none; taking memory for `limit` takes longer than the reading.
-        data = _read_up_to(descriptor, status.st_size + 1)
+        data = _read_up_to(descriptor, status.st_size, see)
     finally:
         os.close(descriptor)
     if len(data) != status.st_size:
@@ -63,12 +67,14 @@ def read_regular(path: Path, limit: int) -> bytearray:
     return data
 
 
-def _read_up_to(descriptor: int, size: int) -> bytearray:
-    data = bytearray(size)
+def _read_up_to(descriptor: int, size: int, see: See | None) -> bytearray:
+    data = bytearray(size + 1)
     end = 0
-    with memoryview(data) as room:
-        while count := os.readv(descriptor, [room[end:]]):
+    with memoryview(data) as room, room[:size] as whole:
+        while count := os.readv(descriptor, [room[end : end + _PORTION]]):
             end += count
+            if see is not None:
+                see(whole, min(end, size))
     del data[end:]
     return data
 

@@ -16,9 +16,12 @@ from types import MappingProxyType
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 _LAYOUTS = 16
+UNREADABLE = (SafetensorError, ValueError, KeyError, RuntimeError, AssertionError)
+"""What reading the header of something that is no such file may raise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +43,8 @@ class Layout:
     rows: Sequence[Sequence[str]]
 
 
-def layout_of(data: bytearray) -> Layout:
-    """Raises what the library does for what is no such file."""
+def layout_of(data: bytearray | memoryview) -> Layout:
+    """Looks at no byte behind the header. Raises one of UNREADABLE."""
     return _layout(bytes(data[: 8 + int.from_bytes(data[:8], "little")]), len(data))
 
 

@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from server.engine.request import ArtefactRef
 from server.modules.composition import Composition
-from server.modules.digest import composition_digest, digest_of
-from server.modules.layout import layout_of, views
+from server.modules.digest import composition_digest
+from server.modules.digested_read import DigestedRead
+from server.modules.layout import UNREADABLE, layout_of, views
 from server.modules.manifest import ArtefactKind, Manifest, Unsupported
 from server.modules.peft_format import adapter_config, tensor_names
 
@@ -70,8 +70,11 @@ def composition_bytes(manifest: Manifest) -> int:
     return len(manifest.targets) * (2 * torch.float32.itemsize + _HEADER_BYTES_A_TENSOR) + _HEADER_BYTES
 
 
-def lora_tensors(data: bytearray, manifest: Manifest, shapes: Shapes, digest: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A [r, in] and B [out, r] of exactly the manifest's targets, one dtype, all finite, with the expected digest; views of `data`."""
+def lora_tensors(
+    data: bytearray, manifest: Manifest, shapes: Shapes, digest: str, read: DigestedRead
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A [r, in] and B [out, r] of exactly the manifest's targets, one dtype, all finite, with the expected digest; views of `data`, which
+    `read` has seen coming."""
     layout = _readable(layout_of, data, "the adapter")
     found = layout.places
     expected = _expected_shapes(manifest, shapes)
@@ -82,9 +85,7 @@ def lora_tensors(data: bytearray, manifest: Manifest, shapes: Shapes, digest: st
         raise ValueError("the tensors have several dtypes")
     flat, tensors = views(data, layout)
     _check_finite(flat, tensors)
-    content = memoryview(data)
-    spelled = [(name, place.dtype, place.shape, content[place.start : place.end]) for name, place in found.items()]
-    if digest_of(spelled, manifest) != digest:
+    if read.hexdigest(memoryview(data)) != digest:
         raise ValueError("the digest of the tensors is not the expected one")
     names = [(layer, *tensor_names(layer)) for layer in manifest.targets]
     return {layer: tensors[a] for layer, a, _ in names}, {layer: tensors[b] for layer, _, b in names}
@@ -118,7 +119,7 @@ def _same(config: Mapping[str, Any], expected: Mapping[str, Any], key: str) -> b
 def _readable(parse: Callable[[Data], Found], data: Data, what: str) -> Found:
     try:
         return parse(data)
-    except (SafetensorError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{what} is no readable safetensors file: {error}") from None
 
 
