@@ -29,7 +29,7 @@ _STEPS = {
     PROVE: (artefact, "lora_tensors"),
     LAY_OUT: (adapter_loader, "_laid_out"),
 }
-"""Where the engine finds each step; reading includes the digest of what has been read. What is in none of the inner ones is JSON and checks."""
+"""Where the engine finds each step; reading includes the digest of what has been read. The rest of the whole is JSON and checks."""
 _SCHEDSTAT = Path("/proc/thread-self/schedstat")
 
 Sums = Mapping[str, Mapping[str, float]]
