@@ -21,6 +21,8 @@ TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q
 # Two test processes share two cores, half the modules each, and load no plugin that only the contract tests need.
 UNITS := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist worksteal -p no:schemathesis -m "not slow" tests/unit
+# These wait for servers that start; each of two keeps to one thread of its own, and what a test starts takes what it is set to.
+RESTS := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist worksteal
 SUITES := tests/integration tests/contract tests/faults
 SOURCES := server worker benchmarks clients/python/src scripts deploy tests
 
@@ -46,7 +48,7 @@ test-unit: install
 	@$(PHASE) "unit tests" env $(UNITS)
 
 test-rest: install
-	@$(PHASE) "integration, contract and fault tests" env $(PYTEST) -m "not slow" --durations=10 $(SUITES)
+	@$(PHASE) "integration, contract and fault tests" env $(RESTS) -m "not slow" --durations=10 $(SUITES)
 
 test-full: test-unit
 	@$(PHASE) "all other tests, slow ones included" env $(PYTEST) --durations=20 $(SUITES)

@@ -164,7 +164,8 @@ def test_a_worker_that_sleeps_through_its_lease_cannot_write(rig: Rig, tmp_path:
     with worker_process(rig.settings) as sleeper:
         rig.reach(job_id, "fitting")
         pid = rig.trainer_pid(document, job_id)
-        with rig.database.write():  # one that held SQLite's write lock as it was stopped would hold up everybody
+        with rig.database.write() as session:  # one that held SQLite's write lock as it was stopped would hold up everybody
+            session.connection()  # a session begins with its first use
             os.kill(sleeper.pid, signal.SIGSTOP)
             os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED | os.WNOWAIT)  # the signal returns before it has stopped
         rig.expire_lease(job_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -23,7 +25,12 @@ def test_a_renewed_piece_is_the_next_one_of_that_size_and_only_once(memory: Spar
     memory.renew()
     made: list[int] = []
     empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda elements, **named: made.append(elements) or empty(elements, **named))
+
+    def take(elements: int, **named: Any) -> torch.Tensor:
+        made.append(elements)
+        return empty(elements, **named)
+
+    monkeypatch.setattr(torch, "empty", take)
     second = memory.take(8)
     assert not made
     third = memory.take(8)
