@@ -7,6 +7,8 @@ import gc
 
 
 def keep_what_is_here() -> None:
-    """Collect once, and never look again at what is left. For a process that has loaded what it serves with."""
+    """Collect once, and do not look again at what is left. For a process that has loaded what it serves with; called again, it lets go
+    of what has become garbage since."""
+    gc.unfreeze()
     gc.collect()
     gc.freeze()

@@ -60,7 +60,7 @@ async def serve(parts: Parts) -> None:
             index=index,
             notify_ingest=ingest.notify,
         )
-        await asyncio.to_thread(keep_what_is_here)
+        keep_what_is_here()
         parts.models.ready(models)
         logger.info("ready: %s on %s in %s", base.name, base.device, base.dtype)
         await ingest.run()

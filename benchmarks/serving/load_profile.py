@@ -1,7 +1,7 @@
 """What the load of a module waits for in a server: each step's time on the clock, on a processor, in line for one, and asleep.
 
-A thread that sleeps within a load waits for the disk while it reads, and for the interpreter's lock everywhere else: nothing else
-puts it to sleep. Linux alone says how long a thread stood in line for a processor; elsewhere that is 0 and counts as sleep.
+A thread that sleeps within a load waits for the interpreter's lock, and while it reads for the disk too: nothing else puts it to sleep.
+Linux alone tells of one thread; elsewhere the times on a processor are those of the whole process, and none is in line.
 """
 
 from __future__ import annotations

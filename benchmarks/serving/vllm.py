@@ -66,11 +66,15 @@ class Vllm:
             )
 
     def wait_ready(self) -> bool:
-        """Until it can answer, with every module loaded. Raises VllmError."""
-        self._wait_healthy()
-        for scenario, directories in self._folded.items():
-            for number, directory in enumerate(directories):
-                self._load(f"{scenario}-{number}", directory)
+        """Until it can answer, with every module loaded. Raises VllmError, and leaves no process that would take time from others."""
+        try:
+            self._wait_healthy()
+            for scenario, directories in self._folded.items():
+                for number, directory in enumerate(directories):
+                    self._load(f"{scenario}-{number}", directory)
+        except BaseException:
+            self.close()
+            raise
         return True
 
     def run(self, jobs: Sequence[Job]) -> list[Trace]:

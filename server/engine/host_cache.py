@@ -8,6 +8,7 @@ threads: a slow object store holds up no load from the disk. Knows nothing of sl
 
 from __future__ import annotations
 
+import logging
 import time
 import traceback
 from collections import OrderedDict
@@ -24,6 +25,8 @@ from server.engine.adapter_bank import Product
 from server.engine.apart import apart
 from server.engine.request import ArtefactRef, Scope
 from server.errors import EngineStopped, ModuleCorrupt, ModuleMissing
+
+logger = logging.getLogger(__name__)
 
 LOADERS = 2
 FETCHERS = 4
@@ -66,7 +69,8 @@ Outcome = HostAdapter | Exception
 
 class HostCache:
     def __init__(self, load: Load, budget: int, below: Load | None = None, afterwards: Callable[[], None] = lambda: None) -> None:
-        """`load` reads from the disk, `below` from what lies below it; `afterwards` runs on a load's thread when nobody waits for it."""
+        """`load` reads from the disk, `below` from what lies below it; `afterwards` runs on a load's thread once those who waited for that
+        load have it."""
         self._load = load
         self._below = below
         self._afterwards = afterwards
@@ -181,7 +185,13 @@ class HostCache:
             future.set_exception(outcome)
         else:
             future.set_result(outcome)
+            self._follow()
+
+    def _follow(self) -> None:
+        try:
             self._afterwards()
+        except Exception:
+            logger.exception("what follows the load of a module failed; the module is there")
 
     def _keep(self, adapter: HostAdapter) -> None:
         """As the most recently used; one larger than the whole budget drives nothing out and is not kept."""

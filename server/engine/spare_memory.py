@@ -22,6 +22,7 @@ class SpareMemory:
         self._lock = Lock()
         self._wanted = 0
         self._spare: Tensor | None = None
+        self._renewing = False
 
     def take(self, elements: int) -> Tensor:
         """Memory for so many elements, uninitialised."""
@@ -33,14 +34,25 @@ class SpareMemory:
         return self._new(elements)
 
     def renew(self) -> None:
-        """Have a piece ready, if there was need for one. Takes milliseconds: for when nobody waits."""
+        """Have a piece ready, if there was need for one. Takes milliseconds: for when a load is done, not before."""
         with self._lock:
-            elements = 0 if self._spare is not None else self._wanted
-        if not elements:
-            return
-        spare = self._new(elements).zero_()
-        with self._lock:
-            self._spare = spare
+            elements = self._wanted
+            if not elements or self._renewing or self._fits():
+                return
+            self._renewing = True
+        spare = None
+        try:
+            spare = self._new(elements)
+            if not self._locked:  # locked pages are in hand already
+                spare.zero_()
+        finally:
+            with self._lock:
+                self._renewing = False
+                if elements == self._wanted:
+                    self._spare = spare
+
+    def _fits(self) -> bool:
+        return self._spare is not None and self._spare.numel() == self._wanted
 
     def _new(self, elements: int) -> Tensor:
         """Page-locked where that is wanted and the system locks pages: copies are slower without, and no request fails for that."""

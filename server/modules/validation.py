@@ -85,7 +85,7 @@ def lora_tensors(
         raise ValueError("the tensors have several dtypes")
     flat, tensors = views(data, layout)
     _check_finite(flat, tensors)
-    if read.hexdigest(memoryview(data)) != digest:
+    if read.hexdigest(memoryview(data), layout) != digest:
         raise ValueError("the digest of the tensors is not the expected one")
     names = [(layer, *tensor_names(layer)) for layer in manifest.targets]
     return {layer: tensors[a] for layer, a, _ in names}, {layer: tensors[b] for layer, _, b in names}

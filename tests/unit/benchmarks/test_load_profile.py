@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +12,12 @@ import pytest
 
 from benchmarks.serving import load_profile
 from benchmarks.serving.figures import MEASURES
-from benchmarks.serving.load_profile import LoadProfile
+from benchmarks.serving.load_profile import LAY_OUT, PROVE, READ, WHOLE, LoadProfile, moved
+from server.engine.adapter_loader import loader
+from server.engine.base_model import adapted_layers
+from server.engine.host_cache import HostCache
+from server.modules.artefact import write_artefact
+from tests.support.tiny_models import tiny_artefact, tiny_base
 
 
 @pytest.fixture
@@ -40,9 +46,16 @@ def test_a_step_that_fails_counts_and_its_error_passes(steps: Any) -> None:
     assert profile.sums()["idle"]["wall"] > 0
 
 
-def test_the_steps_are_where_the_engine_finds_them() -> None:
-    found: list[Callable[..., Any]] = [getattr(module, name) for module, name in load_profile._STEPS.values()]
-    assert all(map(callable, found))
+def test_a_load_of_the_engine_goes_through_every_step_once(tmp_path: Path) -> None:
+    base, artefact = tiny_base(), tiny_artefact(tiny_base(), 1)
+    ref = write_artefact(tmp_path / "module", a=artefact.a, b=artefact.b, manifest=artefact.manifest, base_model_name="tiny")
+    with LoadProfile().watching() as profile, closing(HostCache(loader(base, adapted_layers(base.model), 8), 0)) as cache:
+        cache.fetch(ref).result(30)
+        once = profile.sums()
+        HostCache(loader(base, adapted_layers(base.model), 8), 0).fetch(ref).result(30)
+    assert set(once) == {WHOLE, READ, PROVE, LAY_OUT}
+    assert all(0 < once[step]["wall"] <= once[WHOLE]["wall"] for step in once)
+    assert all(after["wall"] > 0 for after in moved(once, profile.sums()).values())
 
 
 def _busy(seconds: float) -> str:

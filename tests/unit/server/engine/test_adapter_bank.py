@@ -91,3 +91,23 @@ def test_clearing_zeroes_everything() -> None:
     slots.clear(0)
     assert all((a == 0).all() and (b == 0).all() for a, b in whole)
     assert slots.products(0) == [None, None]
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+def test_a_layer_without_an_adapter_stays_readable_as_its_slot_takes_higher_ranks() -> None:
+    slots = bank(slots=1)
+    for rank in (4, 8, 4):
+        slots.load(0, [adapter(rank, 1.0)[0], None])
+        for down, up in slots.range(0, 1):
+            assert down.isfinite().all()
+            assert up.isfinite().all()
+
+
+def test_a_slot_takes_an_adapter_of_the_same_rank_after_it_was_cleared() -> None:
+    slots = bank()
+    slots.load(0, adapter(4, 1.0))
+    slots.clear(0)
+    slots.load(0, adapter(4, 2.0))
+    for down, up in slots.range(0, 1):
+        assert (down == 2).all()
+        assert (up == 2).all()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -206,9 +207,10 @@ def test_a_cache_that_was_closed_meanwhile_leaves_nobody_waiting(tiered: HostCac
 
 
 def test_what_follows_a_load_keeps_nobody_waiting_and_follows_no_failure(disk: SlowDisk) -> None:
-    may_end, ran = Event(), Event()
+    may_end, ran, runs = Event(), Event(), []
 
     def afterwards() -> None:
+        runs.append(threading.get_ident())
         assert may_end.wait(5)
         ran.set()
 
@@ -221,6 +223,18 @@ def test_what_follows_a_load_keeps_nobody_waiting_and_follows_no_failure(disk: S
         assert not ran.is_set()
         may_end.set()
         assert ran.wait(5)
+        assert len(runs) == 1
     finally:
         may_end.set()
         cache.close()
+
+
+def test_what_fails_after_a_load_is_logged_and_the_load_stands(disk: SlowDisk, caplog: pytest.LogCaptureFixture) -> None:
+    def afterwards() -> None:
+        raise MemoryError
+
+    cache = HostCache(disk.load, 2 * SIZE, afterwards=afterwards)
+    assert cache.fetch(ref("a")).result(5)
+    cache._loaders.shutdown(wait=True)
+    assert "what follows the load of a module failed" in caplog.text
+    assert cache.peek(ref("a"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import pytest
@@ -51,3 +53,51 @@ def test_one_piece_is_ready_at_most(memory: SpareMemory, monkeypatch: pytest.Mon
     memory.renew()
     monkeypatch.setattr(torch, "empty", lambda *_, **__: pytest.fail("memory was taken"))
     memory.renew()
+
+
+def test_its_pages_are_touched_before_it_is_handed_out(memory: SpareMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.take(8)
+    monkeypatch.setattr(torch, "empty", lambda elements, **named: torch.full((elements,), 7.0, **named))
+    memory.renew()
+    assert memory.take(8).tolist() == [0.0] * 8
+
+
+def test_two_renewals_at_once_make_one_piece(memory: SpareMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.take(8)
+    begun, may_end, made = Event(), Event(), []
+    empty = torch.empty
+
+    def take(elements: int, **named: Any) -> torch.Tensor:
+        made.append(elements)
+        begun.set()
+        assert may_end.wait(5)
+        return empty(elements, **named)
+
+    monkeypatch.setattr(torch, "empty", take)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(memory.renew)
+        assert begun.wait(5)
+        memory.renew()
+        may_end.set()
+        first.result(5)
+    assert made == [8]
+
+
+def test_a_piece_that_is_no_longer_of_the_wanted_size_is_replaced(memory: SpareMemory) -> None:
+    memory.take(8)
+    memory.renew()
+    memory.take(5)
+    memory.renew()
+    spare = memory._spare
+    assert spare is not None
+    assert spare.shape == (5,)
+
+
+def test_a_renewal_that_fails_leaves_the_next_one_to_try(memory: SpareMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.take(8)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "empty", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no memory")))
+        with pytest.raises(RuntimeError):
+            memory.renew()
+    memory.renew()
+    assert memory._spare is not None

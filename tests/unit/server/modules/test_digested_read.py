@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from server.modules import digested_read
 from server.modules.artefact import ADAPTER, write_artefact
+from server.modules.digest import LoraDigest
 from server.modules.digested_read import DigestedRead
 from server.modules.files import read_regular
+from server.modules.layout import UNREADABLE, layout_of
 from server.modules.manifest import Manifest
 from tests.support.tiny_models import tiny_artefact, tiny_base
 
@@ -42,9 +47,41 @@ def test_one_changed_byte_gives_another(file: tuple[bytearray, Manifest, str]) -
     assert _digest(changed, manifest, 500) != digest
 
 
-@pytest.mark.parametrize("data", [b"", b"short", b"\xff" * 64, (8).to_bytes(8, "little") + b"no json."])
+@pytest.mark.parametrize("data", [b"short", b"\xff" * 64, (8).to_bytes(8, "little") + b"no json."])
 def test_what_is_no_such_file_is_left_to_the_checks(file: tuple[bytearray, Manifest, str], data: bytes) -> None:
-    assert _digest(bytearray(data), file[1], 4) != file[2]
+    read, whole = DigestedRead(file[1]), memoryview(bytearray(data))
+    for end in range(len(data)):
+        read.see(whole, end)
+    with pytest.raises(UNREADABLE):
+        layout_of(whole)
+
+
+def test_a_header_that_could_not_be_read_then_is_read_at_the_end(
+    file: tuple[bytearray, Manifest, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, manifest, digest = file
+    read = DigestedRead(manifest)
+    with monkeypatch.context() as patched:
+        patched.setattr(digested_read, "layout_of", lambda _: (_ for _ in ()).throw(RuntimeError("no memory")))
+        read.see(memoryview(data), len(data))
+    assert read.hexdigest(memoryview(data), layout_of(data)) == digest
+
+
+def test_unexpected_names_are_not_hashed_before_they_are_refused(
+    file: tuple[bytearray, Manifest, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, manifest, _ = file
+    read = DigestedRead(replace(manifest, targets=manifest.targets[:-1]))
+    monkeypatch.setattr(LoraDigest, "add", lambda *_: pytest.fail("hashed"))
+    read.see(memoryview(data), len(data))
+
+
+def test_it_vouches_for_no_other_file(file: tuple[bytearray, Manifest, str]) -> None:
+    data, manifest, _ = file
+    read, other = DigestedRead(manifest), bytearray(data)
+    read.see(memoryview(data), len(data))
+    with pytest.raises(ValueError, match="not the one that was read"):
+        read.hexdigest(memoryview(other), layout_of(other))
 
 
 def test_a_file_is_told_of_while_it_is_read(tmp_path: Path) -> None:
@@ -56,11 +93,19 @@ def test_a_file_is_told_of_while_it_is_read(tmp_path: Path) -> None:
     assert {last for _, _, last in seen} == {255}
 
 
+@pytest.mark.parametrize("size", [1 << 20, 3 << 20])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(2 << 20))
+    with pytest.raises(ValueError, match="changed"):
+        read_regular(path, 1 << 24, lambda *_: os.truncate(path, size))
+
+
 def _digest(data: bytearray, manifest: Manifest, portion: int) -> str:
     read, whole = DigestedRead(manifest), memoryview(data)
     for end in range(portion, len(data), portion):
         read.see(whole, end)
-    return read.hexdigest(whole)
+    return read.hexdigest(whole, layout_of(data))
 
 
 def _backwards(data: bytearray) -> bytearray:
