@@ -8,15 +8,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.db import documents, material, modules
-from server.db.blobs import BlobStore
-from server.db.tables import Job, ModuleState, Passage, Revision
+from server.db.tables import Job, ModuleState, Passage
 from server.modules.store import ModuleStore
 from server.settings import Settings
-from worker.spec import active_extractor, machine, text_of
+from worker.spec import active_extractor, machine
 
 
-def build_extractor_spec(session: Session, job: Job, settings: Settings, blobs: BlobStore, store: ModuleStore) -> dict[str, Any]:
-    """Raises DocumentNotFound when a document was deleted meanwhile, DocumentTextMissing when only its text is gone.
+def build_extractor_spec(session: Session, job: Job, settings: Settings, store: ModuleStore) -> dict[str, Any]:
+    """Of the documents' texts only the passages that questions are asked beside. Raises DocumentNotFound when one was deleted meanwhile.
 
     A system's extractor is trained beside the system's active one and no other: one of the tenant's is private.
     """
@@ -29,22 +28,19 @@ def build_extractor_spec(session: Session, job: Job, settings: Settings, blobs: 
         "owner": owner,
         "seed": job.params.get("seed", 0),
         "recipe": job.params.get("recipe") or {},
-        "documents": [_document(session, job.tenant_id, each, revisions[each], blobs, store) for each in revisions],
+        "documents": [_document(session, job.tenant_id, each, revisions[each], store) for each in revisions],
         "questions": [{**vars(asked), "answers": list(asked.answers)} for asked in material.questions(session, job.tenant_id, job.id)],
         "extractor": active_extractor(session, owner, store),
         **machine(settings),
     }
 
 
-def _document(session: Session, tenant_id: str, document_id: str, revision_id: str, blobs: BlobStore, store: ModuleStore) -> dict[str, Any]:
+def _document(session: Session, tenant_id: str, document_id: str, revision_id: str, store: ModuleStore) -> dict[str, Any]:
     document = documents.get_live(session, tenant_id, document_id)
-    revision = session.scalars(select(Revision).where(Revision.id == revision_id, Revision.tenant_id == tenant_id)).one()
     passages = select(Passage.text).where(Passage.tenant_id == tenant_id, Passage.revision_id == revision_id).order_by(Passage.ordinal)
     return {
         "document_id": document_id,
         "title": document.title,
-        "text": text_of(blobs, revision),
-        "revision_sha256": revision.sha256,
         "passages": list(session.scalars(passages)),
         "module": _module(session, tenant_id, document_id, revision_id, store),
     }

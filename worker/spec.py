@@ -28,7 +28,7 @@ def build_spec(session: Session, job: Job, settings: Settings, blobs: BlobStore,
         "preset": job.params.get("preset") or document.preset,
         "recipe": job.params.get("recipe") or {},
         "seed": job.params.get("seed", 0),
-        "text": text_of(blobs, revision),
+        "text": _text_of(blobs, revision),
         "passages": _passages(session, job),
         "extractor": active_extractor(session, job.tenant_id, store),
         "generator": _generator(settings),
@@ -37,7 +37,7 @@ def build_spec(session: Session, job: Job, settings: Settings, blobs: BlobStore,
     }
 
 
-def text_of(blobs: BlobStore, revision: Revision) -> str:
+def _text_of(blobs: BlobStore, revision: Revision) -> str:
     """Raises DocumentTextMissing."""
     try:
         return blobs.read_text(f"{revision.blob}.txt")

@@ -92,8 +92,10 @@ class Supervisor:
 
     def _run(self, job: Job, workspace: Workspace) -> Run:
         with self._database.read() as session:
-            build = build_extractor_spec if job.kind == JobKind.EXTRACTOR else build_spec
-            spec = build(session, job, self._settings, self._blobs, self._store)
+            if job.kind == JobKind.EXTRACTOR:
+                spec = build_extractor_spec(session, job, self._settings, self._store)
+            else:
+                spec = build_spec(session, job, self._settings, self._blobs, self._store)
         with ExitStack() as held:
             lease = held.enter_context(Lease(self._database, job, self._settings.lease_seconds, self._stopping))
             for artefact in artefacts_of(spec):

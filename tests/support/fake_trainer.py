@@ -36,7 +36,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: checkpoint(attempt))
     (attempt / "pid").write_text(str(os.getpid()))
     print("fake trainer starts", file=sys.stderr, flush=True)
-    script = spec["documents"][0]["text"] if spec["kind"] == "extractor" else spec["text"]
+    script = spec["documents"][0]["passages"][-1] if spec["kind"] == "extractor" else spec["text"]
     for step in json.loads(script):
         if step.get("only_attempt") in (None, spec["attempt"]):
             take(step, job)

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
 from server.db import extractors, jobs, modules
 from server.db.blobs import BlobStore
 from server.db.session import SyncDatabase
-from server.db.tables import Document, Extractor, Job, Module, Revision
+from server.db.tables import Document, Extractor, Job, Module, Passage, Revision
 from server.modules.manifest import ArtefactKind, Manifest, manifest_bytes
 from server.modules.store import ModuleStore
 from server.settings import Settings
@@ -138,15 +138,14 @@ class Rig:
         return document, job_id
 
     def train_extractor(self, steps: Sequence[Step], *documents: Uploaded, owner: str = "acme", **params: Any) -> str:
-        """A queued training of an extractor that runs these steps, on one question about each document; its id."""
+        """A queued training of an extractor that runs these steps, on one question about each document; its id. The first document's
+        last passage are the steps."""
         with self.database.write() as session:
             learned = [*documents] or [upload(session)]
-            job_id = extractor_training(session, *learned, owner=owner, **params).id
-        first, *others = sorted(learned, key=lambda document: document.document_id)
-        self.write_text(first, steps)
-        for other in others:
-            self.write_text(other, [])
-        return job_id
+            first = min(learned, key=lambda document: document.document_id)
+            where = {"id": uuid.uuid4().hex, "ordinal": 1_000_000, "char_start": 0, "char_end": 1, "tokens": 1, "page": 1}
+            session.execute(insert(Passage).values(**vars(first), **where, text=json.dumps(steps)))
+            return extractor_training(session, *learned, owner=owner, **params).id
 
     def extractors(self, owner: str = "acme") -> list[Extractor]:
         """Oldest first."""

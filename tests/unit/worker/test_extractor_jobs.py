@@ -59,6 +59,7 @@ def test_the_trainer_is_told_what_it_needs(rig: Rig) -> None:
     assert spec["base"] == {"source": rig.settings.base_model, "models_dir": str(rig.settings.root / "models")}
     told = {document["document_id"]: document for document in spec["documents"]}
     assert told[first.document_id]["module"] is None
+    assert "text" not in told[first.document_id], "passages are what is read of a document"
     assert told[second.document_id]["passages"] == ["31 days"]
     assert told[second.document_id]["module"] == {
         "digest": module.digest,

@@ -54,7 +54,7 @@ def test_artefacts_are_named_as_the_database_knows_them() -> None:
 
 
 def test_documents_without_a_question_are_left_out() -> None:
-    document = {"title": "Colours", "revision_sha256": "1", "text": "red", "passages": ["red", "blue"], "module": None}
+    document = {"title": "Colours", "passages": ["red", "blue"], "module": None}
     spec = {
         "documents": [{**document, "document_id": "a"}, {**document, "document_id": "b"}],
         "questions": [{"document_id": "b", "question": "What is red?", "answers": ["a colour", "red"]}],
