@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from server.engine.base_model import BaseModel, load_base, prepare_base
 from server.engine.base_source import DEFAULT_BASE
 from server.engine.options import EngineOptions
@@ -24,15 +26,16 @@ from worker.training.examples import Example
 from worker.training.fit import batch_at, micro_batches
 from worker.training.objectives.objective import Source
 from worker.training.objectives.registry import objective_of
+from worker.training.packing import Row, pack
 from worker.training.recipe import Recipe, for_base, recipe_for
-from worker.training.states import MIN_SHARED, common_length
 
 SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Tokens of all steps. `saved`: those that are the same in all rows of a micro-batch and are read once."""
+    """Tokens of all steps. `tokens` are computed; `saved`: those that several examples of a micro-batch begin with and that are read once;
+    `padding` is within attention alone."""
 
     micro_batches: int
     tokens: int
@@ -48,13 +51,12 @@ def count(training: Sequence[Example], recipe: Recipe, seed: int = SEED) -> Coun
     found = tokens = padding = saved = 0
     for step in range(recipe.max_steps):
         for part in micro_batches(batch_at(training, recipe.batch_size, seed, step), recipe.micro_batch):
-            common = common_length([example.student.ids for example in part])
-            common = common if common >= MIN_SHARED else 0
-            lengths = [len(example) - common for example in part]
+            rows = [Row(tokens=each.student.ids + each.target, shared=len(each.student) - 1) for each in part]
+            packed = pack(rows, torch.device("cpu"))
             found += 1
-            tokens += common + sum(lengths)
-            padding += max(lengths) * len(lengths) - sum(lengths)
-            saved += common * (len(part) - 1)
+            tokens += packed.tokens
+            padding += packed.padding
+            saved += sum(map(len, part)) - packed.tokens
     return Counts(micro_batches=found, tokens=tokens, padding=padding, saved=saved)
 
 

@@ -33,6 +33,7 @@ class RecipeChanges(Body):
     alpha: Positive | None = None
     dropout: Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)] | None = None
     learning_rate: Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)] | None = None
+    b_rate: Annotated[float, Field(strict=True, ge=0.01, le=100, allow_inf_nan=False)] | None = None
     warmup: Share | None = None
     decay: Literal["cosine", "linear"] | None = None
     clip: Positive | None = None

@@ -31,6 +31,7 @@ class ExtractorRecipeChanges(Body):
     dropout: Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)] | None = None
     learning_rate: Rate | None = None
     weights_rate: Rate | None = None
+    b_rate: Annotated[float, Field(strict=True, ge=0.01, le=100, allow_inf_nan=False)] | None = None
     warmup: Share | None = None
     decay: Literal["cosine", "linear"] | None = None
     clip: Positive | None = None

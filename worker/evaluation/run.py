@@ -28,7 +28,7 @@ from worker.evaluation.runner import Setting, evaluate
 from worker.evaluation.summary import summarise
 
 FIGURE = "figure1.png"
-_LIBRARIES = ("torch", "transformers", "peft", "sentence-transformers", "rouge-score")
+_LIBRARIES = ("torch", "transformers", "safetensors", "sentence-transformers", "rouge-score")
 
 
 def run(arguments: argparse.Namespace, console: Console, load_embedder: Callable[[str | None], Embedding] | None = None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,11 +20,12 @@ from server.modules.artefact import Artefact
 from server.modules.composition import Composition
 from worker.extractor.recipe import ExtractorRecipe
 from worker.training.blockwise import nll_from_states
-from worker.training.states import head_of, prompt_states
+from worker.training.states import Worn, head_of, prompt_states
 from worker.training.student import Student
 from worker.training.worn import Wearing, like, taken_off, wearing
 
 W_KM, W_KE = "w_km", "w_ke"
+NOTHING = -1
 
 
 @contextmanager
@@ -100,11 +102,10 @@ class Composed:
 
     def loss(self, batch: Sequence[Any]) -> Tensor:
         """Mean negative log-likelihood of the answers' tokens."""
-        self._wear([example.module for example in batch])
         prompts, targets = [e.student for e in batch], [e.target for e in batch]
         device, body = self._base.device, self._base.model.base_model
         unworn = self._nothing_on if self._recipe.scope == "answer" else None
-        final = prompt_states(body, prompts, targets, device, unworn=unworn, alike=self._modules is None)[-1]
+        final = prompt_states(body, prompts, targets, device, unworn=unworn, worn=self._worn(batch))[-1]
         tokens = torch.tensor([token for target in targets for token in target], device=device)
         return nll_from_states(final, tokens, head_of(self._base.model))
 
@@ -113,9 +114,11 @@ class Composed:
         with self.student.bare() if self.student is not None else nullcontext(), taken_off(self.wearings):
             yield
 
-    def _wear(self, documents: Sequence[int]) -> None:
-        if self._modules is not None:
-            self._modules.rows = torch.tensor([self._place.get(document, -1) for document in documents], device=self._base.device)
+    def _worn(self, batch: Sequence[Any]) -> Worn | None:
+        """Each row its document's module."""
+        if self._modules is None:
+            return None
+        return Worn(of_rows=[self._place.get(example.module, NOTHING) for example in batch], tell=partial(setattr, self._modules, "runs"))
 
     def _km(self, layer: str) -> Tensor:
         return self.w_km[self._index[layer]].to(self._base.dtype)

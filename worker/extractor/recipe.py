@@ -75,7 +75,7 @@ def extractor_recipe(overrides: Mapping[str, Any], *, modules: bool) -> Extracto
             raise InvalidInput(f"{name} must be at least 1 and at most {most}")
     if recipe.max_steps * recipe.batch_size > MOST_EXAMPLES:
         raise InvalidInput(f"max_steps times batch_size is at most {MOST_EXAMPLES} examples")
-    for name in ("alpha", "learning_rate", "weights_rate", "clip"):
+    for name in ("alpha", "learning_rate", "b_rate", "weights_rate", "clip"):
         if not 0 < getattr(recipe, name) <= 1000:
             raise InvalidInput(f"{name} must be above 0 and at most 1000")
     if not 0 <= recipe.dropout < 1:

@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +20,10 @@ from worker.training.examples import Example
 from worker.training.recipe import Schedule
 
 MICRO_LENGTH = 256
-"""Tokens. What a micro-batch takes grows with its longest example; those of texts that a base answers with are shorter than this."""
+"""Tokens. What a micro-batch takes grows with its tokens; examples of texts that a base answers with are shorter than this."""
+
+B_FACTOR = ".lora_b"
+"""Ends the names of parameters that learn at `b_rate` times the rate of others."""
 
 
 Loss = Callable[[Sequence[Example]], Tensor]
@@ -85,7 +87,7 @@ def fit(
     `rates`: learning rates of the parameters, by name, that have one of their own; all follow the schedule.
     """
     parameters = student.parameters()
-    optimizer = torch.optim.AdamW(_groups(parameters, recipe.learning_rate, rates or {}), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(_groups(parameters, recipe, rates or {}), weight_decay=0.0, fused=True)
     state, best = FitState(), {name: p.detach().clone() for name, p in parameters.items()}
     if (saved := load_checkpoint(checkpoints, parameters, optimizer)) is not None:
         state, best = FitState(**saved.state), saved.best
@@ -143,21 +145,17 @@ def batch_at(examples: Sequence[Example], size: int, seed: int, step: int) -> li
 
 
 def micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
-    """Parts of one kind and similar length: their prompts begin alike, which is read once, and little is padding.
-
-    At most `size` examples, and of those longer than MICRO_LENGTH only as many as keep the part within size * MICRO_LENGTH tokens, one at
-    least: chunks of a document pass one after the other where short answers pass together.
+    """Parts that pass together, each in one pack: at most `size` examples, and of long ones only as many as keep the part within
+    size * MICRO_LENGTH tokens, one at least: chunks of a document pass one after the other where short answers pass together.
     """
     parts: list[list[Example]] = []
-    for _, group in groupby(sorted(examples, key=lambda e: (e.kind, len(e))), key=lambda e: e.kind):
-        part: list[Example] = []
-        for example in group:
-            if part and (len(part) == size or (len(part) + 1) * len(example) > size * MICRO_LENGTH):
-                parts.append(part)
-                part = []
-            part.append(example)
-        parts.append(part)
-    return parts
+    part: list[Example] = []
+    for example in sorted(examples, key=len):
+        if part and (len(part) == size or sum(map(len, part)) + len(example) > size * MICRO_LENGTH):
+            parts.append(part)
+            part = []
+        part.append(example)
+    return [*parts, part] if part else parts
 
 
 def schedule(step: int, recipe: Schedule) -> float:
@@ -182,10 +180,11 @@ def held_out_loss(student: Trainable, examples: Sequence[Example], loss: Loss, r
     return total / max(weight, 1)
 
 
-def _groups(parameters: Mapping[str, torch.nn.Parameter], usual: float, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+def _groups(parameters: Mapping[str, torch.nn.Parameter], recipe: Schedule, rates: Mapping[str, float]) -> list[dict[str, Any]]:
     """Of the optimiser, one for each peak of the learning rate."""
     by_peak: dict[float, list[torch.nn.Parameter]] = {}
     for name, parameter in parameters.items():
+        usual = recipe.learning_rate * (recipe.b_rate if name.endswith(B_FACTOR) else 1.0)
         by_peak.setdefault(rates.get(name, usual), []).append(parameter)
     return [{"params": group, "lr": peak, "peak": peak} for peak, group in by_peak.items()]
 

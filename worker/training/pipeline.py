@@ -203,7 +203,7 @@ def _teach(
 ) -> TeacherCache:
     """The base as it is worn; under scope `answer` the context is read by the bare one."""
     cache = TeacherCache(spec.directory / "teacher", kept=kept)
-    unworn = partial(taken_off, worn if spec.recipe.scope == "answer" else ())
+    unworn = partial(taken_off, worn) if worn and spec.recipe.scope == "answer" else None
 
     def step(done: int, total: int) -> None:
         report("teaching", done, total, "examples")

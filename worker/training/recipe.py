@@ -38,6 +38,8 @@ class Schedule:
     scope: ScopeName = "all"
     dropout: float = 0.0
     learning_rate: float = 1e-3
+    b_rate: float = 1.0
+    """Of B, as a multiple of A's: B begins at zero and has the longer way (LoRA+, Hayou et al. 2024)."""
     warmup: float = 0.06
     decay: Decay = "cosine"
     clip: float = 1.0

@@ -1,43 +1,35 @@
 """Runs a causal LM over prompts with targets and takes the states at the positions that predict target tokens.
 
 Position t predicts token t+1, so the states of a target of n tokens begin at the prompt's last token and end before the target's last.
-Unshifted positions are those of the target's own tokens.
+Unshifted positions are those of the target's own tokens. All prompts pass in one pack: what they begin with alike is read once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
+from server.engine import attention
 from server.engine.prompt import Prompt
+from worker.training.packing import Pack, Places, Row, Run, pack
 from worker.training.recipe import Reading
 
 OURS = Reading()
-MIN_SHARED = 8
-"""A shorter common prefix is not worth a forward pass of its own."""
 Unworn = Callable[[], AbstractContextManager[None]]
 """Within it the body wears nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prefix:
-    """What was read before: its keys and values, of one row for all or of each row, and which of its places hold tokens [rows, places]."""
+class Worn:
+    """Which LoRA each row wears, for bodies whose rows wear different ones; `tell` hears where its tokens are before they are read."""
 
-    cache: DynamicCache
-    mask_BP: Tensor
-
-    def of_rows(self, count: int) -> Prefix:
-        """A single row's becomes that of `count` rows."""
-        if len(self.mask_BP) == count:
-            return self
-        self.cache.batch_repeat_interleave(count)
-        return Prefix(cache=self.cache, mask_BP=self.mask_BP.expand(count, -1))
+    of_rows: Sequence[int]
+    tell: Callable[[Sequence[Run]], None]
 
 
 def head_of(model: PreTrainedModel) -> nn.Linear:
@@ -50,54 +42,41 @@ def head_of(model: PreTrainedModel) -> nn.Linear:
     return head
 
 
-def pad(rows: Sequence[Sequence[int]], device: torch.device, pad_id: int = 0) -> tuple[Tensor, Tensor]:
-    """Right-padded (ids_BT, mask_BT)."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-    return ids, mask
-
-
-def predicting(prompts: Sequence[int], targets: Sequence[int], device: torch.device, reading: Reading = OURS) -> tuple[Tensor, Tensor]:
-    """Row and column indices of the predicting positions, from prompt and target lengths; rows one after the other."""
-    shift = 1 if reading.positions == "shifted" else 0
-    rows = torch.tensor([row for row, count in enumerate(targets) for _ in range(count)], device=device)
-    columns = torch.tensor(
-        [column for prompt, count in zip(prompts, targets, strict=True) for column in range(prompt - shift, prompt - shift + count)],
-        device=device,
-    )
-    return rows, columns
-
-
 def target_states(
     body: nn.Module,
     prompts: Sequence[tuple[int, ...]],
     targets: Sequence[tuple[int, ...]],
     device: torch.device,
-    prefix: Prefix | None = None,
+    *,
+    before: Pack | None = None,
+    after: Sequence[Places] | None = None,
     reading: Reading = OURS,
-    alike: bool = True,
+    worn: Worn | None = None,
 ) -> list[Tensor]:
     """States of all layers 1..L as a list of [N, H]; N = all target tokens, example after example.
 
-    `body` is the decoder below the head. `prefix` is what `prompts` go on from, and is used up; then each prompt has at least one token.
-    What all prompts begin with (header and instruction, half of a short question's tokens) is read once for the batch, unless their
-    prefixes differ; gradients flow through it as through a padded batch. `alike`: all rows wear the same, so that they may share it.
+    `body` is the decoder below the head. `before` is what was read earlier, of which each prompt goes on from the places `after`; then
+    each prompt has at least one token. Gradients flow through what prompts share as if each had read it alone.
     """
-    same = alike and (prefix is None or len(prefix.mask_BP) == 1)
-    if same and (shared := common_length(prompts)) >= MIN_SHARED:
-        prefix = shared_prefix(body, prompts[0][:shared], device, prefix)
-        prompts = [prompt[shared:] for prompt in prompts]
-    ids, mask = pad([prompt + target for prompt, target in zip(prompts, targets, strict=True)], device)
-    extra: dict[str, Any] = {}
-    if prefix is not None:
-        prefix = prefix.of_rows(len(prompts))
-        positions = prefix.mask_BP.sum(dim=1, keepdim=True) + torch.arange(ids.shape[1], device=device)
-        mask = torch.cat([prefix.mask_BP, mask], dim=1)
-        extra = {"past_key_values": prefix.cache, "use_cache": True, "position_ids": positions}
-    output = body(input_ids=ids, attention_mask=mask, output_hidden_states=True, **{"use_cache": False, **extra})
-    rows, columns = predicting([len(prompt) for prompt in prompts], [len(target) for target in targets], device, reading)
-    return [state[rows, columns] for state in output.hidden_states[0 if reading.embeddings else 1 :]]
+    places = after if after is not None else [()] * len(prompts)
+    groups = worn.of_rows if worn is not None else [0] * len(prompts)
+    rows = [
+        Row(tokens=prompt + target, shared=len(prompt) - 1, after=at, group=group)
+        for prompt, target, at, group in zip(prompts, targets, places, groups, strict=True)
+    ]
+    packed = pack(rows, device, before)
+    if worn is not None:
+        worn.tell(packed.runs)
+    states = read(body, packed, reading)
+    shift = 1 if reading.positions == "shifted" else 0
+    starts = [len(at) + len(prompt) - shift for prompt, at in zip(prompts, places, strict=True)]
+    wanted = [
+        place - packed.read
+        for path, start, target in zip(packed.paths, starts, targets, strict=True)
+        for place in path[start : start + len(target)]
+    ]
+    index = torch.tensor(wanted, device=device)
+    return [state[0].index_select(0, index) for state in states]
 
 
 def prompt_states(
@@ -108,46 +87,56 @@ def prompt_states(
     *,
     unworn: Unworn | None = None,
     reading: Reading = OURS,
-    alike: bool = True,
+    worn: Worn | None = None,
 ) -> list[Tensor]:
     """`target_states` of prompts in two segments. `unworn` is given under scope `answer`: the bare segments are read within it, and no
     gradient flows into them; adapters act on the adapted ones and the targets."""
     if unworn is None or not any(prompt.bare for prompt in prompts):
-        return target_states(body, [prompt.ids for prompt in prompts], targets, device, reading=reading, alike=alike)
+        return target_states(body, [prompt.ids for prompt in prompts], targets, device, reading=reading, worn=worn)
     with torch.no_grad(), unworn():
-        bare = [prompt.bare for prompt in prompts]
-        prefix = shared_prefix(body, bare[0], device) if len(set(bare)) == 1 else _prefixes(body, bare, device)
-    return target_states(body, [prompt.adapted for prompt in prompts], targets, device, prefix=prefix, reading=reading, alike=alike)
+        before = prefixes(body, [prompt.bare for prompt in prompts], device)
+    adapted = [prompt.adapted for prompt in prompts]
+    return target_states(body, adapted, targets, device, before=before, after=before.paths, reading=reading, worn=worn)
 
 
-def common_length(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Tokens that all of several prompts begin with, leaving each at least its last one; 0 for a single prompt."""
-    if len(prompts) < 2:
-        return 0
-    longest = min(len(prompt) for prompt in prompts) - 1
-    return next((i for i in range(longest) if len({prompt[i] for prompt in prompts}) > 1), longest)
+def prefixes(body: nn.Module, rows: Sequence[tuple[int, ...]], device: torch.device) -> Pack:
+    """Rows read for others to go on from; `paths` say where each is. Rows may be empty, alike, or begin alike."""
+    different = [row for row in dict.fromkeys(rows) if row]
+    packed = pack([Row(tokens=row, shared=len(row) - 1) for row in different], device)
+    packed.keeps = True
+    read(body, packed, OURS)
+    found = dict(zip(different, packed.paths, strict=True))
+    packed.paths = [found.get(row, ()) for row in rows]
+    return packed
 
 
-def shared_prefix(body: nn.Module, tokens: tuple[int, ...], device: torch.device, before: Prefix | None = None) -> Prefix:
-    """Tokens that are the same in all rows, read once, behind a prefix of one row, which is used up."""
-    cache = DynamicCache() if before is None else before.cache
-    body(input_ids=torch.tensor([tokens], device=device), past_key_values=cache, use_cache=True)
-    return Prefix(cache=cache, mask_BP=torch.ones(1, cache.get_seq_length(), dtype=torch.long, device=device))
+def read(body: nn.Module, packed: Pack, reading: Reading) -> list[Tensor]:
+    """States [1, T, H] of a pack's tokens, layer by layer."""
+    with _attending(body), attention.packing(packed):
+        output = body(input_ids=packed.ids, position_ids=packed.positions, output_hidden_states=True, use_cache=False)
+    return list(output.hidden_states[0 if reading.embeddings else 1 :])
 
 
-def _prefixes(body: nn.Module, rows: Sequence[tuple[int, ...]], device: torch.device) -> Prefix:
-    """Each row's own. Padded on the left, so that a sliding window, which counts places, counts tokens."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[*[0] * (width - len(row)), *row] for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    cache = DynamicCache()
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    body(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
-    return Prefix(cache=cache, mask_BP=mask)
+@contextmanager
+def _attending(body: nn.Module) -> Iterator[None]:
+    """Within, the body attends as packs do."""
+    assert isinstance(body, PreTrainedModel)
+    own = body.config._attn_implementation
+    attention.register()
+    body.set_attn_implementation(attention.PACKED)
+    try:
+        yield
+    finally:
+        body.set_attn_implementation(own)
 
 
 def token_nll(
-    model: PreTrainedModel, body: nn.Module, prompt: Prompt, target: tuple[int, ...], device: torch.device, unworn: Unworn | None = None
+    model: PreTrainedModel,
+    body: nn.Module,
+    prompt: Prompt,
+    target: tuple[int, ...],
+    device: torch.device,
+    unworn: Unworn | None = None,
 ) -> float:
     """Mean negative log-likelihood (nats) of the target's tokens after the prompt."""
     with torch.no_grad():

@@ -1,121 +1,136 @@
-"""The student: the base model with a trainable LoRA (PEFT), put on and taken off without a trace."""
+"""The student: the base model with a trainable LoRA on every linear layer but the head, put on and taken off without a trace.
+
+    y = W x + w * (alpha / rank) * B A dropout(x)        (Hu et al. 2021; w is a composition's weight, 1 without one)
+
+A is drawn as PEFT draws it, B is zero. The factors are float32 at least, whatever the base computes in.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from server.engine.base_model import adapted_layers
 from server.engine.prompt import Prompt
+from server.engine.routed_lora import replace
+from worker.training.blockwise import wide
+from worker.training.fit import B_FACTOR
 from worker.training.recipe import Reading, Schedule
 from worker.training.states import OURS, prompt_states
 from worker.training.worn import Wearing, WeightOf, taken_off
 
-_PREFIX = "base_model.model."
-_ADAPTER = "default"
-"""PEFT's name for the only adapter."""
+A_FACTOR = ".lora_a"
+
+
+class TrainedLinear(nn.Linear):
+    """A linear layer, or what stands in its place with all that it adds, and the LoRA that is trained on it."""
+
+    def __init__(self, own: nn.Linear, layer: str, recipe: Schedule, weight_of: WeightOf) -> None:
+        super().__init__(own.in_features, own.out_features, bias=own.bias is not None, device="meta")
+        self.weight, self.bias = own.weight, own.bias
+        self.own = own
+        self.on = True
+        self._layer, self._weight_of = layer, weight_of
+        self._scaling, self._dropout = recipe.alpha / recipe.rank, recipe.dropout
+        dtype, device = wide(own.weight.dtype), own.weight.device
+        drawn = nn.init.kaiming_uniform_(torch.empty(recipe.rank, own.in_features, dtype=dtype), a=math.sqrt(5))
+        self.lora_a = nn.Parameter(drawn.to(device))
+        self.lora_b = nn.Parameter(torch.zeros(own.out_features, recipe.rank, dtype=dtype, device=device))
+
+    def forward(self, input: Tensor) -> Tensor:
+        x_TI = input.reshape(-1, self.in_features)
+        y_TO: Tensor = self.own(x_TI)
+        if self.on:
+            y_TO = self._add(x_TI, y_TO)
+        return y_TO.view(*input.shape[:-1], self.out_features)
+
+    def _add(self, x_TI: Tensor, y_TO: Tensor) -> Tensor:
+        x_TI = nn.functional.dropout(x_TI, self._dropout, self.training) if self._dropout else x_TI
+        low_TR = nn.functional.linear(x_TI, self.lora_a.to(x_TI.dtype))
+        weight = self._weight_of(self._layer)
+        if self._scaling != 1 or weight is not None:
+            low_TR = low_TR * (self._scaling if weight is None else weight * self._scaling)
+        return y_TO.addmm_(low_TR, self.lora_b.to(x_TI.dtype).t())
 
 
 class Student:
-    """`body` is the decoder below the head, adapters included; `a` and `b` are the LoRA factors by layer name."""
+    """`body` is the decoder below the head, adapters included; `unload` leaves the model as it was."""
 
     def __init__(
         self, model: PreTrainedModel, recipe: Schedule, seed: int, weight_of: WeightOf | None = None, worn: Sequence[Wearing] = ()
     ) -> None:
         """`weight_of`: what a composition multiplies the trained LoRA's product by in each layer. `worn`: what the model wears already."""
         torch.manual_seed(seed)
-        config = LoraConfig(
-            r=recipe.rank,
-            lora_alpha=recipe.alpha,  # type: ignore[arg-type]  # it multiplies by whatever it is given
-            lora_dropout=recipe.dropout,
-            target_modules=sorted(adapted_layers(model)),
-            bias="none",
-            task_type="CAUSAL_LM",
-        )
         self.base = model
-        self.peft: PeftModel = get_peft_model(model, config)
-        self.scaling = recipe.alpha / recipe.rank
         self.unworn = self._nothing_on if recipe.scope == "answer" else None
         """What bare segments are read within under scope `answer`."""
         self._worn = worn
-        self._bare = False
-        if weight_of is not None:
-            self._weigh(weight_of)
+        self._own = adapted_layers(model)
+        self._layers = {name: TrainedLinear(own, name, recipe, weight_of or _one) for name, own in self._own.items()}
+        for name, layer in self._layers.items():
+            replace(model, name, layer)
 
     @property
     def body(self) -> nn.Module:
         return self.base.base_model
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Trainable tensors by PEFT's name, sorted so that an order never depends on hashing."""
-        return {name: p for name, p in sorted(self.peft.named_parameters()) if p.requires_grad}
+        """Trainable tensors by name, sorted so that an order never depends on hashing."""
+        sides = {name: (layer.lora_a, layer.lora_b) for name, layer in self._layers.items()}
+        return {name + factor: part for name, parts in sides.items() for factor, part in zip((A_FACTOR, B_FACTOR), parts, strict=True)}
 
     def factors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(A by layer [r, in], B by layer [out, r]), detached copies on the CPU."""
-        a: dict[str, Tensor] = {}
-        b: dict[str, Tensor] = {}
-        for name, parameter in self.parameters().items():
-            layer, side, *_ = name.removeprefix(_PREFIX).rpartition(".lora_")[0], name.rpartition(".lora_")[2][0]
-            (a if side == "A" else b)[layer] = parameter.detach().cpu().clone()
-        return a, b
+        return (
+            {name: layer.lora_a.detach().cpu().clone() for name, layer in self._layers.items()},
+            {name: layer.lora_b.detach().cpu().clone() for name, layer in self._layers.items()},
+        )
 
     @torch.no_grad()
     def wear(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
         """Overwrite the factors, e.g. with those of a published artefact."""
-        for name, parameter in self.parameters().items():
-            layer, side = name.removeprefix(_PREFIX).rpartition(".lora_")[0], name.rpartition(".lora_")[2][0]
-            parameter.copy_((a if side == "A" else b)[layer])
+        for name, layer in self._layers.items():
+            layer.lora_a.copy_(a[name])
+            layer.lora_b.copy_(b[name])
 
     def states(
-        self,
-        prompts: Sequence[Prompt],
-        targets: Sequence[tuple[int, ...]],
-        device: torch.device,
-        *,
-        reading: Reading = OURS,
-        alike: bool = True,
+        self, prompts: Sequence[Prompt], targets: Sequence[tuple[int, ...]], device: torch.device, *, reading: Reading = OURS
     ) -> list[Tensor]:
         """States of layers 1..L [N, H] where they predict the targets' tokens, in the scope of the recipe."""
-        return prompt_states(self.body, prompts, targets, device, unworn=self.unworn, reading=reading, alike=alike)
+        return prompt_states(self.body, prompts, targets, device, unworn=self.unworn, reading=reading)
 
     @contextmanager
     def bare(self) -> Iterator[None]:
         """Inside, the trained LoRA is off."""
-        if self._bare:
-            yield
-            return
-        self._bare = True
+        before = {name: layer.on for name, layer in self._layers.items()}
+        self._switch(dict.fromkeys(before, False))
         try:
-            with self.peft.disable_adapter():
-                yield
+            yield
         finally:
-            self._bare = False
+            self._switch(before)
 
     def train(self, mode: bool) -> None:
-        self.peft.train(mode)
+        for layer in self._layers.values():
+            layer.training = mode
 
-    def unload(self) -> Any:
-        return self.peft.unload()
+    def unload(self) -> None:
+        for name, own in self._own.items():
+            replace(self.base, name, own)
 
     @contextmanager
     def _nothing_on(self) -> Iterator[None]:
         with self.bare(), taken_off(self._worn):
             yield
 
-    def _weigh(self, weight_of: WeightOf) -> None:
-        for name, module in self.peft.named_modules():
-            layer, found, _ = name.removeprefix(_PREFIX).partition(f".lora_B.{_ADAPTER}")
-            if found:
-                module.register_forward_hook(partial(_weighted, weight_of, layer))
+    def _switch(self, on: Mapping[str, bool]) -> None:
+        for name, layer in self._layers.items():
+            layer.on = on[name]
 
 
-def _weighted(weight_of: WeightOf, layer: str, module: nn.Module, inputs: Any, product: Tensor) -> Tensor:
-    weight = weight_of(layer)
-    return product if weight is None else product * weight
+def _one(layer: str) -> None:
+    """No weight: 1."""

@@ -8,9 +8,8 @@ is not in its keys.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -19,11 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from worker.training.examples import Example
+from worker.training.packing import Pack
 from worker.training.recipe import Reading
-from worker.training.states import OURS, Unworn, shared_prefix, target_states
+from worker.training.states import OURS, Unworn, prefixes, prompt_states, target_states
 
 LAYER_DTYPE = torch.bfloat16
 BATCH = 8
+"""Examples of one long context that pass together."""
+PACK_TOKENS = 384
+"""Of short contexts with their examples. A product of some hundred rows is as fast as one gets on a CPU."""
 
 
 def example_key(example: Example) -> str:
@@ -76,9 +79,10 @@ def run_teacher(
     device: torch.device,
     step: Callable[[int, int], None],
     reading: Reading = OURS,
-    unworn: Unworn = nullcontext,
+    unworn: Unworn | None = None,
 ) -> None:
-    """Fill the cache. The bare prefix (header and context) of examples that share one is prefilled once for all of them, within `unworn`.
+    """Fill the cache. The bare prefix (header and context) of examples that share one is read once for all of them, or, where it is not
+    longer than PACK_TOKENS, once a pack; within `unworn` where that is given.
 
     `step(done, total)` is called after every batch and may raise to stop; what is cached stays.
     """
@@ -88,16 +92,40 @@ def run_teacher(
         if not cache.has(example):
             groups.setdefault(example.context.bare, []).append(example)
     done = len(examples) - sum(len(group) for group in groups.values())
+    for batch, before in _batches(body, groups, device, unworn):
+        targets = [e.target for e in batch]
+        if before is None:
+            states = prompt_states(body, [e.context for e in batch], targets, device, unworn=unworn, reading=reading)
+        else:
+            after = list(before.paths) * len(batch)
+            states = target_states(body, [e.context.adapted for e in batch], targets, device, before=before, after=after, reading=reading)
+        _store(cache, batch, states)
+        done += len(batch)
+        step(done, len(examples))
+
+
+def _batches(
+    body: nn.Module, groups: Mapping[tuple[int, ...], Sequence[Example]], device: torch.device, unworn: Unworn | None
+) -> Iterator[tuple[Sequence[Example], Pack | None]]:
+    """Examples that pass together, and what of them was read before: a long context. Short ones pass side by side."""
+    short: list[Example] = []
+    tokens = 0
     for bare, group in groups.items():
-        with unworn():
-            prefix = shared_prefix(body, bare, device)
-        for start in range(0, len(group), BATCH):
-            batch = group[start : start + BATCH]
-            prompts, targets = [e.context.adapted for e in batch], [e.target for e in batch]
-            states = target_states(body, prompts, targets, device, prefix=deepcopy(prefix).of_rows(len(batch)), reading=reading)
-            _store(cache, batch, states)
-            done += len(batch)
-            step(done, len(examples))
+        if len(bare) > PACK_TOKENS:
+            with (unworn or nullcontext)():
+                before = prefixes(body, [bare], device)
+            yield from ((group[start : start + BATCH], before) for start in range(0, len(group), BATCH))
+            continue
+        for number, example in enumerate(group):
+            more = len(example.context.adapted) + len(example.target) + (0 if number and short else len(bare))
+            if short and tokens + more > PACK_TOKENS:
+                yield short, None
+                short, tokens = [], 0
+                more = len(example.context) + len(example.target)
+            short.append(example)
+            tokens += more
+    if short:
+        yield short, None
 
 
 def _store(cache: TeacherCache, batch: Sequence[Example], states: Sequence[Tensor]) -> None:

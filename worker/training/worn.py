@@ -2,7 +2,7 @@
 
     y = W x + sum over worn of  weight[l] * s * B A x
 
-A wearing may hold many LoRAs of one shape, of which each row of a batch wears its own or none: the modules of a batch's documents.
+A wearing may hold many LoRAs of one shape, of which each row of a pack wears its own or none: the modules of a batch's documents.
 Gradients flow through everything, into `weight` too where that is a parameter; the factors are constants.
 """
 
@@ -19,37 +19,43 @@ from server.engine.base_model import BaseModel, adapted_layers
 from server.engine.request import ArtefactRef
 from server.engine.routed_lora import replace
 from server.modules.artefact import Artefact, read_artefact
+from worker.training.packing import Run
 
 WeightOf = Callable[[str], Tensor | None]
 """Of a layer: a number, constant or part of a parameter; None is 1."""
 
 
 class Wearing:
-    """One place in the sum above. `rows`: which LoRA each row of the running batch wears, -1 for none; None: all wear the first."""
+    """One place in the sum above. `runs`: which LoRA the tokens of the running pack wear, by their `group`, -1 for none; None: all wear the
+    first."""
 
     def __init__(self, artefacts: Sequence[Artefact], weight_of: WeightOf, like: Tensor) -> None:
         """`like` has the dtype and device of the base. Raises ValueError for LoRAs of several shapes."""
         if len({(artefact.manifest.rank, artefact.manifest.targets) for artefact in artefacts}) != 1:
             raise ValueError("the LoRAs worn together must have one rank and the same layers")
-        self.rows: Tensor | None = None
+        self.runs: Sequence[Run] | None = None
         self.on = True
         self._weight_of = weight_of
         self._a = {layer: _stack([one.a[layer] for one in artefacts], like) for layer in artefacts[0].a}
         self._b = {layer: _stack([one.b[layer] * one.scaling for one in artefacts], like) for layer in artefacts[0].b}
 
-    def add(self, layer: str, x_BTI: Tensor, y_BTO: Tensor) -> Tensor:
+    def add(self, layer: str, x_TI: Tensor, y_TO: Tensor) -> Tensor:
+        """`y_TO`, which is used up, and what is worn."""
         if layer not in self._a:
-            return y_BTO
-        a_SRI, b_SOR = self._a[layer], self._b[layer]
+            return y_TO
         weight = self._weight_of(layer)
-        if self.rows is None:
-            low = nn.functional.linear(x_BTI, a_SRI[0])
-            low = low if weight is None else low * weight
-            return y_BTO + nn.functional.linear(low, b_SOR[0])
-        worn = self.rows.clamp(min=0)
-        factor = (self.rows >= 0).to(x_BTI.dtype)[:, None, None]
-        low = torch.bmm(x_BTI, a_SRI[worn].transpose(1, 2)) * (factor if weight is None else factor * weight)
-        return y_BTO + torch.bmm(low, b_SOR[worn].transpose(1, 2))
+        if self.runs is None:
+            return y_TO.addmm_(self._low(layer, 0, x_TI, weight), self._b[layer][0].t())
+        return y_TO + torch.cat([self._product(layer, run.group, x_TI[run.start : run.end], weight) for run in self.runs])
+
+    def _product(self, layer: str, number: int, x_TI: Tensor, weight: Tensor | None) -> Tensor:
+        if number < 0:
+            return x_TI.new_zeros(len(x_TI), self._b[layer].shape[1])
+        return nn.functional.linear(self._low(layer, number, x_TI, weight), self._b[layer][number])
+
+    def _low(self, layer: str, number: int, x_TI: Tensor, weight: Tensor | None) -> Tensor:
+        low_TR = nn.functional.linear(x_TI, self._a[layer][number])
+        return low_TR if weight is None else low_TR * weight
 
 
 class WornLinear(nn.Linear):
@@ -62,11 +68,12 @@ class WornLinear(nn.Linear):
         self._wearings = wearings
 
     def forward(self, input: Tensor) -> Tensor:
-        y = super().forward(input)
+        x_TI = input.reshape(-1, self.in_features)
+        y_TO = super().forward(x_TI)
         for wearing in self._wearings:
             if wearing.on:
-                y = wearing.add(self._layer, input, y)
-        return y
+                y_TO = wearing.add(self._layer, x_TI, y_TO)
+        return y_TO.view(*input.shape[:-1], self.out_features)
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from transformers import DynamicCache
 
 from server.engine.prompt import Prompt
 from tests.support.tiny_models import tiny_artefact, tiny_base
-from worker.training import states
+from worker.training import packing
 from worker.training.recipe import Reading
-from worker.training.states import common_length, prompt_states, target_states
+from worker.training.states import prompt_states, target_states
 from worker.training.worn import Wearing, like, taken_off, wearing
 
 CPU = torch.device("cpu")
@@ -30,15 +30,34 @@ def run(family: str, prompts: list[tuple[int, ...]]) -> tuple[list[Tensor], Tens
     return [state.detach() for state in got], gradient
 
 
+def alone(family: str, prompts: list[tuple[int, ...]]) -> tuple[list[Tensor], Tensor]:
+    """The same by the model's own attention, row by row."""
+    base = tiny_base(family, torch.float64)
+    embeddings = next(base.model.get_input_embeddings().parameters()).requires_grad_(True)
+    runs = [base.model.base_model(torch.tensor([p + t]), output_hidden_states=True) for p, t in zip(prompts, TARGETS, strict=True)]
+    got = [
+        torch.cat([run.hidden_states[layer][0, len(prompt) - 1 : -1] for run, prompt in zip(runs, prompts, strict=True)])
+        for layer in range(1, len(runs[0].hidden_states))
+    ]
+    (gradient,) = torch.autograd.grad(torch.stack([state.square().sum() for state in got]).sum(), embeddings)
+    return [state.detach() for state in got], gradient
+
+
+@pytest.mark.parametrize("least", [4, 1000], ids=["shared", "apart"])
 @pytest.mark.parametrize("family", ["llama", "phi3", "qwen3", "mistral", "gemma3"])
-def test_a_shared_prefix_changes_neither_states_nor_gradients(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert common_length(PROMPTS) == 13
-    shared = run(family, PROMPTS)
-    monkeypatch.setattr(states, "MIN_SHARED", 1000)
-    apart = run(family, PROMPTS)
-    torch.testing.assert_close(shared[0], apart[0], atol=1e-9, rtol=1e-9)
+def test_a_pack_gives_the_states_and_gradients_of_rows_alone(family: str, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "MIN_SHARED", least)
+    packed, wanted = run(family, PROMPTS), alone(family, PROMPTS)
+    torch.testing.assert_close(packed[0], wanted[0], atol=1e-9, rtol=1e-9)
     # The models' norms compute in float32 whatever their dtype, so gradients that are summed in another order differ by that.
-    torch.testing.assert_close(shared[1], apart[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(packed[1], wanted[1], atol=1e-4, rtol=1e-4)
+
+
+def test_the_model_attends_in_its_own_way_afterwards() -> None:
+    base = tiny_base()
+    before = base.model.config._attn_implementation
+    target_states(base.model.base_model, PROMPTS, TARGETS, CPU)
+    assert base.model.config._attn_implementation == before
 
 
 def test_states_are_those_before_each_target_token() -> None:
@@ -57,11 +76,6 @@ def test_or_those_of_each_target_token_and_of_the_embeddings() -> None:
         torch.testing.assert_close(found, torch.cat(wanted), atol=1e-6, rtol=1e-6)
     assert len(got) == 3
     torch.testing.assert_close(got[0], base.model.get_input_embeddings()(torch.tensor([token for target in TARGETS for token in target])))
-
-
-@pytest.mark.parametrize(("prompts", "length"), [([(1, 2, 3)], 0), ([(1, 2), (1, 2)], 1), ([(1, 2), (3, 4)], 0), ([(1,), (1, 2)], 0)])
-def test_each_prompt_keeps_its_last_token(prompts: list[tuple[int, ...]], length: int) -> None:
-    assert common_length(prompts) == length
 
 
 BARES = [(1, *range(30, 45)), (1, *range(70, 77)), (1,)]

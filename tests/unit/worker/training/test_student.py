@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from server.engine.base_model import BaseModel, adapted_layers
@@ -98,7 +99,46 @@ def test_unload_leaves_the_base_as_it_was() -> None:
 def test_an_alpha_that_is_no_whole_number_scales_as_serving_does() -> None:
     base = tiny_base()
     student = Student(base.model, replace(RECIPE, rank=4, alpha=1.5), 0)
-    found = [getattr(module, "scaling", None) for module in student.peft.modules()]
-    scalings = {scaling["default"] for scaling in found if isinstance(scaling, dict)}
+    student.wear(*random_factors(student))
+    a, b = student.factors()
+    layer = next(iter(a))
+    x = torch.randn(3, a[layer].shape[1])
+    with student.bare():
+        bare = base.model.get_submodule(layer)(x)
+    got = base.model.get_submodule(layer)(x)
     student.unload()
-    assert scalings == {1.5 / 4}
+    torch.testing.assert_close(got - bare, 1.5 / 4 * x @ a[layer].T @ b[layer].T, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_student_computes_and_learns_as_peft_does(dropout: float) -> None:
+    """Same factors, same masks: same states, same gradients."""
+    recipe = replace(RECIPE, rank=4, alpha=6, dropout=dropout)
+    base = tiny_base()
+    student = Student(base.model, recipe, 5)
+    a, b = random_factors(student)
+    student.wear(a, b)
+    ids = torch.tensor([tiny_prompt(1).ids])
+    student.train(True)
+    torch.manual_seed(3)
+    got = student.body(ids).last_hidden_state
+    got.square().sum().backward()
+    grads = {name: parameter.grad for name, parameter in student.parameters().items()}
+    student.unload()
+    config = LoraConfig(r=4, lora_alpha=6, lora_dropout=dropout, target_modules=sorted(adapted_layers(base.model)), task_type="CAUSAL_LM")
+    peft = get_peft_model(base.model, config)
+    named = dict(peft.named_parameters())
+    with torch.no_grad():
+        for name in a:
+            named[f"base_model.model.{name}.lora_A.default.weight"].copy_(a[name])
+            named[f"base_model.model.{name}.lora_B.default.weight"].copy_(b[name])
+    peft.train()
+    torch.manual_seed(3)
+    wanted = base.model.base_model(ids).last_hidden_state  # PEFT's wrappers stand in it
+    wanted.square().sum().backward()
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+    for name, gradient in grads.items():
+        layer, side = name.rsplit(".lora_", 1)
+        theirs = named[f"base_model.model.{layer}.lora_{side.upper()}.default.weight"].grad
+        torch.testing.assert_close(gradient, theirs, atol=1e-2, rtol=1e-3)
+    peft.unload()

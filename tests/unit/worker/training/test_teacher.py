@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from server.engine.base_model import BaseModel
 from tests.support.tiny_models import EOS, tiny_base
 from tests.support.tiny_training import CPU, tiny_pairs
+from worker.training import teacher
 from worker.training.examples import Example, to_examples
 from worker.training.fit import Stopped
 from worker.training.states import target_states
@@ -60,7 +62,14 @@ def teach(base: BaseModel, examples: Sequence[Example], cache: TeacherCache) -> 
     return reports
 
 
-def test_the_context_is_read_once_and_every_example_once(
+@pytest.fixture
+def long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every context is too long to be read again for each pack."""
+    monkeypatch.setattr(teacher, "PACK_TOKENS", 1)
+
+
+@pytest.mark.usefixtures("long")
+def test_a_long_context_is_read_once_and_every_example_once(
     base: BaseModel, examples: list[Example], cache: TeacherCache, forwards: Forwards
 ) -> None:
     assert teach(base, examples, cache) == [(8, 12), (12, 12)]
@@ -68,6 +77,20 @@ def test_the_context_is_read_once_and_every_example_once(
     assert all(cache.has(example) for example in examples)
 
 
+def test_short_contexts_pass_side_by_side(
+    base: BaseModel, cache: TeacherCache, forwards: Forwards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [replace(pair, context=f"{number % 3} {pair.context}") for number, pair in enumerate(tiny_pairs(9))]
+    examples = to_examples(base.tokenizer, pairs, EOS)
+    whole = max(len(example.context) + len(example.target) for example in examples)
+    monkeypatch.setattr(teacher, "PACK_TOKENS", 2 * whole)
+    reports = teach(base, examples, cache)
+    assert reports[-1] == (9, 9)
+    assert 1 < len(reports) == forwards.count < 9
+    assert all(cache.has(example) for example in examples)
+
+
+@pytest.mark.usefixtures("long")
 def test_what_is_cached_is_not_run_again(base: BaseModel, examples: list[Example], tmp_path: Path, forwards: Forwards) -> None:
     teach(base, examples[:8], TeacherCache(tmp_path / "teacher"))
     before = forwards.count
@@ -78,6 +101,7 @@ def test_what_is_cached_is_not_run_again(base: BaseModel, examples: list[Example
     assert forwards.count == before + 2
 
 
+@pytest.mark.usefixtures("long")
 def test_a_stopped_run_keeps_what_it_has(base: BaseModel, examples: list[Example], cache: TeacherCache) -> None:
     def stop(done: int, total: int) -> None:
         raise Stopped
@@ -88,7 +112,11 @@ def test_a_stopped_run_keeps_what_it_has(base: BaseModel, examples: list[Example
     assert teach(base, examples, cache) == [(12, 12)]
 
 
-def test_states_are_those_of_the_base_with_the_context(base: BaseModel, examples: list[Example], cache: TeacherCache) -> None:
+@pytest.mark.parametrize("tokens", [1, 10_000], ids=["long", "short"])
+def test_states_are_those_of_the_base_with_the_context(
+    base: BaseModel, examples: list[Example], cache: TeacherCache, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher, "PACK_TOKENS", tokens)
     teach(base, examples, cache)
     some = [examples[9], examples[0]]
     layers, final = cache.get(some, CPU)

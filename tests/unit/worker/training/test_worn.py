@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from server.engine.base_model import BaseModel, adapted_layers
 from server.modules.artefact import Artefact
 from tests.support.tiny_models import tiny_artefact, tiny_base
 from tests.support.tiny_training import RECIPE
-from worker.training.states import target_states
+from worker.training.states import Worn, target_states
 from worker.training.student import Student
 from worker.training.worn import Wearing, like, module_weights, wearing, worn_extractor
 
@@ -55,12 +56,15 @@ def test_an_extractor_is_worn_with_its_weights(base: BaseModel) -> None:
 def test_each_row_wears_its_own_or_none(base: BaseModel) -> None:
     modules = [tiny_artefact(base, seed) for seed in (1, 2)]
     worn = Wearing(modules, lambda layer: None, like(base))
-    worn.rows = torch.tensor([1, -1, 0])
-    with wearing(base.model, [worn]):
-        together = logits_of(base, IDS)
+    prompts, targets = [(256, 5, 6), (256, 9, 8), (256, 1, 2)], [(7, 1), (7, 2), (3, 3)]
+    head: nn.Linear = base.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    with wearing(base.model, [worn]), torch.no_grad():
+        rows = Worn(of_rows=[1, -1, 0], tell=partial(setattr, worn, "runs"))
+        together = head(target_states(base.model.base_model, prompts, targets, base.device, worn=rows)[-1]).view(3, 2, -1)
     expected: list[list[tuple[Artefact, Mapping[str, float]]]] = [[(modules[1], {})], [], [(modules[0], {})]]
     for row, parts in enumerate(expected):
-        torch.testing.assert_close(together[row], folded(base, parts, IDS[row : row + 1])[0], atol=1e-4, rtol=1e-4)
+        whole = torch.tensor([[*prompts[row], *targets[row]]])
+        torch.testing.assert_close(together[row], folded(base, parts, whole)[0, 2:4], atol=1e-4, rtol=1e-4)
 
 
 def test_layers_that_are_not_adapted_stay_bare(base: BaseModel) -> None:
