@@ -22,6 +22,8 @@ from worker.evaluation.arguments import parse_arguments
 from worker.evaluation.run import run
 
 ROWS = "base,KM_mixed,RAG,RAG+KM"
+LEARNS = {**TWO_STEPS, "learning_rate": 1e-3}
+"""Two steps at the usual rate go too far."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def arguments(house: Path, **options: Any) -> Any:
         "rows": ROWS,
         "passages": "1,2",
         "passage_tokens": 48,
-        "recipe": json.dumps(TWO_STEPS),
+        "recipe": json.dumps(LEARNS),
         "out": house / "out",
         "cache": house / "cache",
         **options,
@@ -179,7 +181,7 @@ def test_the_commands_options_are_those_of_the_evaluation(house: Path) -> None:
     parsed = vars(arguments(house, **options))
     assert {name: parsed[name] for name in options} == options
     assert parsed["rows"] == ROWS.split(",")
-    assert parsed["recipe"] == TWO_STEPS
+    assert parsed["recipe"] == LEARNS
 
 
 def test_nothing_given_is_nothing_passed() -> None:
