@@ -30,7 +30,7 @@ def write_report(folder: Path, setting: Mapping[str, Any], measurements: Sequenc
     """The files, written anew."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
-        "table.json": json.dumps({"setting": setting, "lines": as_json(summaries)}, indent=2) + "\n",
+        "table.json": to_json(setting, summaries),
         "table.csv": to_csv(summaries),
         "table.md": to_markdown(setting, summaries),
         "questions.jsonl": "".join(f"{json.dumps(each)}\n" for each in _questions(measurements)),
@@ -38,6 +38,12 @@ def write_report(folder: Path, setting: Mapping[str, Any], measurements: Sequenc
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     return [folder / name for name in texts]
+
+
+def to_json(setting: Mapping[str, Any], summaries: Sequence[Summary]) -> str:
+    """A line of the file for each of the table: with its values, they are long."""
+    lines = ",\n".join(json.dumps(line) for line in as_json(summaries))
+    return f'{{"setting": {json.dumps(setting, indent=2)},\n"lines": [\n{lines}\n]}}\n'
 
 
 def to_csv(summaries: Sequence[Summary]) -> str:

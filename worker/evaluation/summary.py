@@ -14,6 +14,8 @@ from worker.evaluation.measures import difference, interval, question_mean, sign
 from worker.evaluation.rows import Line
 from worker.evaluation.runner import Measurement
 
+_KEPT_DECIMALS = {"rouge_l": 1, "accuracy": 0, "letter": 0, "gold_nll": 3, "gold_nll_eos": 3}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -37,6 +39,8 @@ class Summary:
     measures: dict[str, Estimate]
     against_previous: dict[str, Comparison]
     """Empty for the first line."""
+    values: dict[str, list[list[float]]]
+    """Of each measure, one for each question of each document: what any two lines are compared by."""
 
 
 def summarise(measurements: Sequence[Measurement], seed: int = 0) -> list[Summary]:
@@ -67,6 +71,10 @@ def as_json(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
                 name: {**_rounded(comparison.difference), "p": round(comparison.p, 5)}
                 for name, comparison in summary.against_previous.items()
             },
+            "values": {
+                name: [[round(value, _KEPT_DECIMALS[name]) for value in story] for story in stories]
+                for name, stories in summary.values.items()
+            },
         }
         for summary in summaries
     ]
@@ -74,17 +82,20 @@ def as_json(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
 
 def _summary(mine: Measurement, before: Measurement | None, seed: int) -> Summary:
     values = {measure: mine.by_story(measure) for measure in mine.measures}
-    compared: dict[str, Comparison] = {}
-    for measure in mine.measures if before is not None else ():
-        assert before is not None
-        paired = difference(values[measure], before.by_story(measure))
-        compared[measure] = Comparison(difference=_estimate(paired, seed), p=sign_flip(paired, seed))
+    compared = {} if before is None else {measure: compare(values[measure], before.by_story(measure), seed) for measure in mine.measures}
     return Summary(
         line=mine.line,
         prompt_tokens=mine.prompt_tokens,
         measures={measure: _estimate(stories, seed) for measure, stories in values.items()},
         against_previous=compared,
+        values=values,
     )
+
+
+def compare(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Comparison:
+    """first - second, of two lines' values for the same questions."""
+    paired = difference(first, second)
+    return Comparison(difference=_estimate(paired, seed), p=sign_flip(paired, seed))
 
 
 def _estimate(stories: Sequence[Sequence[float]], seed: int) -> Estimate:

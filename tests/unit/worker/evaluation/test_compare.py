@@ -1,0 +1,68 @@
+"""Any two lines of finished tables against each other."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from worker.evaluation.compare import compared, lines_of, parse_arguments, run
+from worker.evaluation.report import write_report
+from worker.evaluation.rows import ROWS, Line
+from worker.evaluation.runner import Measured, Measurement
+from worker.evaluation.summary import summarise
+
+
+def measurement(line: Line, *documents: tuple[float, ...]) -> Measurement:
+    """gold_nll is a tenth of the score."""
+    found = [
+        tuple(
+            Measured(document=f"d{n}", question=f"q{q}", answer="", prompt_tokens=10, values={"rouge_l": value, "gold_nll": value / 10})
+            for q, value in enumerate(values)
+        )
+        for n, values in enumerate(documents)
+    ]
+    return Measurement(line=line, documents=tuple(found))
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> list[Path]:
+    """Two tables over the same three questions, and one over others."""
+    one = [measurement(Line(row=ROWS["base"]), (10.0, 20.0), (30.0,)), measurement(Line(row=ROWS["KE"]), (15.0, 25.0), (35.0,))]
+    two = [measurement(Line(row=ROWS["RAG"], passages=4), (20.0, 40.0), (60.0,))]
+    other = [measurement(Line(row=ROWS["ICL"]), (1.0,), (2.0,))]
+    for name, lines in (("one", one), ("two", two), ("other", other)):
+        write_report(tmp_path / name, {"seed": 0}, lines, summarise(lines))
+    return [tmp_path / name / "table.json" for name in ("one", "two", "other")]
+
+
+def test_lines_of_several_tables_are_compared_question_by_question(tables: list[Path]) -> None:
+    lines = lines_of(tables)
+    assert list(lines) == ["base", "KE", "RAG, k=4", "ICL"]
+    rouge, nll = compared(lines, "RAG, k=4 > base")
+    assert (rouge.measure, rouge.means, rouge.comparison.difference.mean, rouge.better) == ("rouge_l", (40.0, 20.0), 20.0, True)
+    assert (nll.measure, nll.better) == ("gold_nll", False)
+    assert [each.measure for each in compared(lines, "KE > base", ["gold_nll"])] == ["gold_nll"]
+
+
+def test_what_cannot_be_compared_is_said(tables: list[Path], tmp_path: Path) -> None:
+    lines = lines_of(tables)
+    for asked, message in (("base", "no line"), ("base > nothing", "nothing is no line"), ("base > ICL", "same questions")):
+        with pytest.raises(ValueError, match=message):
+            compared(lines, asked)
+    with pytest.raises(ValueError, match="same questions"):
+        compared(lines, "base > KE", ["accuracy"])
+    (tmp_path / "broken.json").write_text("{}")
+    for path in (tmp_path / "broken.json", tmp_path / "absent.json"):
+        with pytest.raises(ValueError, match=r"no table\.json"):
+            lines_of([path])
+
+
+def test_the_command_prints_a_line_a_measure(tables: list[Path]) -> None:
+    output = StringIO()
+    words = [f"{tables[0]},{tables[1]}", "KE > base", "RAG, k=4 > KE", "--measures", "rouge_l"]
+    results = run(parse_arguments(words), Console(file=output, width=200))
+    assert len(results) == 2
+    assert "+5.000 (+5.000 to +5.000)" in output.getvalue()
