@@ -22,6 +22,9 @@ _Passages = Annotated[
     str | None, typer.Option("--passages", help="How many a prompt holds; a line for each number.", show_default="1,2,4,8,16")
 ]
 _Kv = Annotated[float | None, typer.Option("--kv-drop", help="Share of keys and values that row KV_L2 drops.", show_default="0.5")]
+_Trainers = Annotated[
+    int | None, typer.Option("--trainers", min=1, help="Modules trained at once, each with its share of the cores.", show_default="1")
+]
 _Cache = Annotated[Path | None, typer.Option("--cache", help="What is kept between runs.", show_default="~/.cache/kmserve/evaluation")]
 
 
@@ -43,6 +46,7 @@ def evaluate(
         str | None, typer.Option("--preset", help="How much training: quick, standard or paper.", show_default="quick")
     ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="Fields of the recipe, as JSON.")] = None,
+    trainers: _Trainers = None,
     kv_drop: _Kv = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of trainings, intervals and tests.", show_default="0")] = None,
     cache: _Cache = None,
@@ -74,6 +78,7 @@ def evaluate(
         "extractor": extractor,
         "preset": preset,
         "recipe": recipe,
+        "trainers": trainers,
         "kv_drop": kv_drop,
         "seed": seed,
         "cache": cache,

@@ -13,8 +13,9 @@ import pytest
 from rich.console import Console
 
 from server.cli_eval import arguments as command_line
+from server.errors import InvalidInput
 from tests.support.base_files import save, stretched
-from tests.support.embeddings import FakeEmbedder
+from tests.support.embeddings import FakeEmbedder, fake_embedder
 from tests.support.tiny_fairytaleqa import write_story
 from tests.support.tiny_training import TWO_STEPS
 from worker.evaluation import answers, artefacts, refusal
@@ -86,6 +87,25 @@ def test_the_whole_table_and_again_without_computing(house: Path, monkeypatch: p
         for name in names:
             monkeypatch.setattr(module_, name, refuse)
     assert table(house)[1] == report
+
+
+def test_modules_are_trained_side_by_side(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artefacts, "train", refuse)  # in this process
+    options = {"rows": "KM_mixed,KM_LM", "out": house / "apart", "cache": house / "apart-cache", "trainers": 2, "device": "cpu"}
+    output = StringIO()
+    run(arguments(house, **options), Console(file=output, width=220), fake_embedder)
+    assert "KM_LM" in output.getvalue()
+    assert len(list((house / "apart-cache" / "modules").glob("*/ref.json"))) == 4
+
+
+def test_what_a_training_apart_raises_is_raised_here(house: Path) -> None:
+    recipe = json.dumps({**LEARNS, "teacher_cache_bytes": 1})
+    with pytest.raises(InvalidInput, match="teacher_cache_bytes"):
+        run(
+            arguments(house, rows="KM_mixed", recipe=recipe, cache=house / "failing", out=house / "out", trainers=2),
+            Console(file=StringIO()),
+            fake_embedder,
+        )
 
 
 def test_refusals_of_own_and_of_foreign_questions(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +196,7 @@ def test_the_commands_options_are_those_of_the_evaluation(house: Path) -> None:
         "extractor": house / "ke",
         "preset": "paper",
         "kv_drop": 0.3,
+        "trainers": 3,
         "seed": 5,
     }
     parsed = vars(arguments(house, **options))

@@ -32,3 +32,8 @@ class FakeEmbedder:
 def count_words(text: str) -> int:
     """Words and marks, as a stand-in for a tokenizer."""
     return len(re.findall(r"\w{1,6}|[^\w\s]", text))
+
+
+def fake_embedder(source: str | None) -> FakeEmbedder:
+    """One whatever was asked for; goes to other processes."""
+    return FakeEmbedder()

@@ -60,7 +60,20 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--extractor", type=Path, help="a knowledge extractor's directory, for the rows with KE")
     parser.add_argument("--preset", default="quick", help="how much training: quick or paper (default: quick)")
     parser.add_argument("--recipe", type=json_object, default={}, metavar="JSON", help="""fields of the recipe, as {"max_steps": 100}""")
+    add_trainers(parser)
     parser.add_argument("--seed", type=int, default=0, help="of trainings, intervals and tests (default: 0)")
+
+
+def add_trainers(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--trainers", type=_positive, default=1, metavar="N", help="modules trained at once, each with its share of the cores (default: 1)"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
 
 
 def _add_table(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ from server.errors import KmserveError
 from server.modules.artefact import Artefact, read_artefact
 from worker.evaluation.arguments import default_cache
 from worker.evaluation.artefacts import module_of
-from worker.evaluation.run import Bar, base_of
+from worker.evaluation.parts import Bar, base_of
 from worker.synthesis.generator import EngineGenerator
 from worker.synthesis.texts import TextPair
 from worker.training.blockwise import kl_from_states

@@ -9,19 +9,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
 
 from server.errors import KmserveError
-from server.retrieval.types import Embedding
 from worker.evaluation.arguments import parse_arguments
 from worker.evaluation.datasets import load_documents
 from worker.evaluation.documents import Document
+from worker.evaluation.parts import Bar, LoadEmbedder, Retrievers, base_of, packaged_embedder
 from worker.evaluation.rows import Line, lines_of
-from worker.evaluation.run import Bar, Retrievers, base_of, packaged_embedder, setting_of
+from worker.evaluation.run import setting_of
 from worker.evaluation.runner import Measurement, Setting, evaluate
 from worker.extractor.examples import REFUSAL
 
@@ -60,7 +60,7 @@ def exchanged(documents: Sequence[Document]) -> list[Document]:
     return [replace(document, questions=asked.questions) for document, asked in zip(documents, [*documents[1:], documents[0]], strict=True)]
 
 
-def run(arguments: argparse.Namespace, console: Console, load_embedder: Callable[[str | None], Embedding] | None = None) -> list[Declined]:
+def run(arguments: argparse.Namespace, console: Console, load_embedder: LoadEmbedder = packaged_embedder) -> list[Declined]:
     """Raises ValueError and KmserveError with what the user can mend."""
     lines = lines_of(arguments.rows, arguments.passages)
     documents = load_documents(arguments.dataset, arguments.data, arguments.split, arguments.documents)
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace, console: Console, load_embedder: Callable
         raise ValueError("questions with options have no answers that could decline: use fairytaleqa or narrativeqa")
     with Bar(console) as on_progress:
         base = base_of(arguments, on_progress)
-        retrievers = Retrievers(base, arguments, load_embedder or packaged_embedder)
+        retrievers = Retrievers(base, arguments, load_embedder)
         setting = setting_of(arguments, base, documents, retrievers, on_progress)
         measured = refusals(setting, lines, str(arguments.extractor) if arguments.extractor else "none")
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from server.engine.base_source import DEFAULT_BASE
-from worker.evaluation.arguments import default_cache, json_object
+from worker.evaluation.arguments import add_trainers, default_cache, json_object
 from worker.evaluation.datasets import DATASETS
 
 DESCRIPTION = """Train a knowledge extractor on a dataset's questions.
@@ -44,6 +44,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     model.add_argument("--recipe", type=json_object, default={}, metavar="JSON", help="fields of the extractor's recipe")
     model.add_argument("--preset", default="quick", help="of the modules: quick or paper (default: quick)")
     model.add_argument("--module-recipe", type=json_object, default={}, metavar="JSON", help="fields of the modules' recipe")
+    add_trainers(model)
     model.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="the folder that gets the artefact, and the checkpoints on the way")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="what is kept between runs (default: %(default)s)")

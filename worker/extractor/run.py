@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.console import Console
 
 from server.engine.base_model import BaseModel
 from server.engine.request import ArtefactRef
-from server.retrieval.types import Embedding
+from worker.evaluation.apart import Wanted, train_apart
 from worker.evaluation.artefacts import TrainedArtefacts, extractor_of
 from worker.evaluation.datasets import load_documents
 from worker.evaluation.documents import Document
-from worker.evaluation.run import Bar, Retrievers, base_of, packaged_embedder
+from worker.evaluation.parts import Bar, LoadEmbedder, Retrievers, base_of, packaged_embedder
+from worker.evaluation.rows import MIXED
 from worker.extractor.arguments import NONE, WORN
 from worker.extractor.examples import Asked, Taught
 from worker.extractor.pipeline import ExtractorSpec, train_extractor
 from worker.extractor.recipe import extractor_recipe
 
-MIXED = "mixed"
 
-
-def run(arguments: argparse.Namespace, console: Console, load_embedder: Callable[[str | None], Embedding] | None = None) -> ArtefactRef:
+def run(arguments: argparse.Namespace, console: Console, load_embedder: LoadEmbedder = packaged_embedder) -> ArtefactRef:
     """Raises ValueError and KmserveError with what the user can mend."""
     recipe = extractor_recipe(arguments.recipe, modules=arguments.modules != NONE)
     start = extractor_of(arguments.start) if arguments.start else None
@@ -32,7 +31,7 @@ def run(arguments: argparse.Namespace, console: Console, load_embedder: Callable
     with Bar(console) as on_progress:
         base = base_of(arguments, on_progress)
         documents = chosen(load_documents(arguments.dataset, arguments.data, arguments.split, None), base, arguments)
-        retrievers = Retrievers(base, arguments, load_embedder or packaged_embedder)
+        retrievers = Retrievers(base, arguments, load_embedder)
         artefacts = TrainedArtefacts(
             base,
             arguments.cache,
@@ -42,6 +41,9 @@ def run(arguments: argparse.Namespace, console: Console, load_embedder: Callable
             retriever=retrievers,
             on_progress=on_progress,
         )
+        if arguments.trainers > 1 and arguments.modules != NONE:
+            wanted = [Wanted(document=document, objective=_objective(arguments), worn_ke=_worn(arguments, start)) for document in documents]
+            train_apart(wanted, arguments, arguments.module_recipe, load_embedder, arguments.trainers, on_progress)
         trained = train_extractor(
             base,
             ExtractorSpec(
@@ -72,11 +74,18 @@ def chosen(documents: Sequence[Document], base: BaseModel, arguments: argparse.N
 def _taught(
     document: Document, arguments: argparse.Namespace, artefacts: TrainedArtefacts, retrievers: Retrievers, start: ArtefactRef | None
 ) -> Taught:
-    objective = MIXED if arguments.modules == WORN else arguments.modules
-    worn = start if arguments.modules == WORN else None
+    module = None if arguments.modules == NONE else artefacts.module(document, _objective(arguments), _worn(arguments, start))
     return Taught(
         name=document.name,
         questions=tuple(Asked(question=each.text, answers=each.references) for each in document.questions),
         passages=retrievers(document),
-        module=None if arguments.modules == NONE else artefacts.module(document, objective, worn),
+        module=module,
     )
+
+
+def _objective(arguments: argparse.Namespace) -> str:
+    return MIXED if arguments.modules == WORN else str(arguments.modules)
+
+
+def _worn(arguments: argparse.Namespace, start: ArtefactRef | None) -> ArtefactRef | None:
+    return start if arguments.modules == WORN else None
