@@ -26,7 +26,7 @@ from worker.training.examples import Example
 from worker.training.fit import batch_at, micro_batches
 from worker.training.objectives.objective import Source
 from worker.training.objectives.registry import objective_of
-from worker.training.packing import Row, pack
+from worker.training.packing import Pack, Row, pack
 from worker.training.recipe import Recipe, for_base, recipe_for
 
 SEED = 0
@@ -51,13 +51,18 @@ def count(training: Sequence[Example], recipe: Recipe, seed: int = SEED) -> Coun
     found = tokens = padding = saved = 0
     for step in range(recipe.max_steps):
         for part in micro_batches(batch_at(training, recipe.batch_size, seed, step), recipe.micro_batch):
-            rows = [Row(tokens=each.student.ids + each.target, shared=len(each.student) - 1) for each in part]
-            packed = pack(rows, torch.device("cpu"))
+            packed = packed_of(part)
             found += 1
             tokens += packed.tokens
             padding += packed.padding
             saved += sum(map(len, part)) - packed.tokens
     return Counts(micro_batches=found, tokens=tokens, padding=padding, saved=saved)
+
+
+def packed_of(examples: Sequence[Example]) -> Pack:
+    """As the student reads them together."""
+    rows = [Row(tokens=each.student.ids + each.target, shared=len(each.student) - 1) for each in examples]
+    return pack(rows, torch.device("cpu"))
 
 
 def training_examples(base: BaseModel, text: str, title: str, recipe: Recipe, folder: Path) -> list[Example]:

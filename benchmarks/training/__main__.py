@@ -4,9 +4,10 @@
 
 OUT gets {"setting", "speedup_to_loss": against a PEFT loop that runs the teacher at each step, "speedup_over_cached_loop": against the same
 loop with the teacher's outputs kept, "max_loss_difference": of the two loops' losses, where only the caching differs,
-"max_loss_difference_ours": of our losses and the loop's, "peak_memory_mb": of each process, "tokens_per_s", "matmul_share": of what this
-machine multiplies at most, "one_page_seconds", "curves"}. Chunks of 512 tokens, targets of 96, batches of 4; each trainer has a process of
-its own; the time of ours includes the teacher's. At most 25 minutes on 2 cores; run it on an idle machine.
+"max_loss_difference_ours": of our losses and the loop's, "peak_memory_mb": of each process, "tokens_per_s", "matmul_share": what a step's
+matrix products come to of what this machine multiplies at most, "one_page_seconds", "curves"}. Chunks of 512 tokens, targets of 96,
+batches of 4; each trainer has a process of its own; the time of ours includes the teacher's. At most 25 minutes on 2 cores; run it on an
+idle machine.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from typing import Any
 import torch
 
 from benchmarks.training.curve import Curve
-from benchmarks.training.machine import matmul_rate, operations_per_token
+from benchmarks.training.machine import matmul_rate, operations
 from benchmarks.training.one_page import one_page
 from benchmarks.training.ours import run_ours
 from benchmarks.training.plain import run_plain
 from benchmarks.training.task import task_of
 from server.engine.base_model import BaseModel, load_base, prepare_base
 from server.engine.base_source import DEFAULT_BASE
+from worker.training.recipe import Recipe
 
 MODELS = Path("~/.cache/kmserve/models")
 TRAINERS = ("plain", "cached", "ours")
@@ -66,7 +68,7 @@ def _loops(base: BaseModel, arguments: argparse.Namespace) -> dict[str, Any]:
     plain, cached, ours = (_curve(curves[name]) for name in TRAINERS)
     aim = plain.held_out[-1][1] * _NEARLY
     seconds = {name: _curve(curves[name]).seconds_to(aim) for name in TRAINERS}
-    tokens_per_s = ours.tokens / ours.fit_seconds
+    products = operations(base, ours.computed, ours.targets, Recipe.rank) / ours.fit_seconds
     return {
         "speedup_to_loss": _ratio(seconds["plain"], seconds["ours"]),
         "speedup_over_cached_loop": _ratio(seconds["cached"], seconds["ours"]),
@@ -74,8 +76,9 @@ def _loops(base: BaseModel, arguments: argparse.Namespace) -> dict[str, Any]:
         "max_loss_difference": _difference(plain.losses, cached.losses),
         "max_loss_difference_ours": _difference(plain.losses, ours.losses),
         "peak_memory_mb": {name: round(curves[name]["peak_mb"]) for name in TRAINERS},
-        "tokens_per_s": round(tokens_per_s, 1),
-        "matmul_share": round(tokens_per_s * operations_per_token(base) / rate, 3),
+        "tokens_per_s": round(ours.tokens / ours.fit_seconds, 1),
+        "computed_tokens_per_s": round(ours.computed / ours.fit_seconds, 1),
+        "matmul_share": round(products / rate, 3),
         "matmul_gflops": round(rate / 1e9, 1),
         "curves": curves,
     }

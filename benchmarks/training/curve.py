@@ -18,7 +18,10 @@ class Curve:
     held_out: list[tuple[int, float, float]] = field(default_factory=list)
     """(step, loss, seconds until then)."""
     tokens: int = 0
-    """That the student read."""
+    """Of all examples that the student read."""
+    computed: int = 0
+    """Of them those that it computed: what examples of a step begin with alike is read once."""
+    targets: int = 0
     fit_seconds: float = 0.0
     peak_mb: float = 0.0
 

@@ -7,16 +7,24 @@ import time
 import torch
 
 from server.engine.base_model import BaseModel, adapted_layers
+from worker.training.states import head_of
 
 ROWS = 512
 _ROUNDS = 7
 _REPEATS = 20
 
 
-def operations_per_token(base: BaseModel) -> int:
-    """Of a student's step, forward and backward, in the frozen layers: two products of 2 * in * out each, for no weight needs a gradient.
-    Attention, LoRA and head, some percent more, are left out: the share is of what cannot be avoided."""
-    return sum(4 * layer.in_features * layer.out_features for layer in adapted_layers(base.model).values())
+def operations(base: BaseModel, tokens: int, targets: int, rank: int) -> int:
+    """Of matrix products that the student's steps cannot do without, for `tokens` that are read and `targets` of them that are learned.
+
+    A frozen layer has two of 2 * in * out a token, forward and backward, for no weight needs a gradient; a LoRA of rank r takes
+    6 * r * (in + out); the head has three of 2 * width * vocabulary a target: the student's logits, the teacher's, and the way back.
+    Attention, a few percent more, is left out.
+    """
+    layers = adapted_layers(base.model).values()
+    frozen = sum(4 * layer.in_features * layer.out_features for layer in layers)
+    lora = sum(6 * rank * (layer.in_features + layer.out_features) for layer in layers)
+    return tokens * (frozen + lora) + targets * 6 * head_of(base.model).weight.numel()
 
 
 def matmul_rate(base: BaseModel) -> float:

@@ -6,10 +6,11 @@ import time
 from functools import partial
 from pathlib import Path
 
+from benchmarks.padding import packed_of
 from benchmarks.training.curve import Curve
 from benchmarks.training.task import SEED, Task
 from server.engine.base_model import BaseModel
-from worker.training.fit import FitState, fit
+from worker.training.fit import FitState, batch_at, fit, micro_batches
 from worker.training.objectives.registry import objective_of
 from worker.training.student import Student
 from worker.training.teacher import TeacherCache, run_teacher
@@ -24,6 +25,10 @@ def run_ours(base: BaseModel, task: Task, curve: Curve, folder: Path) -> None:
     watch = _Watch(curve)
     result = fit(student, task.training, task.held_out, loss, recipe, seed=SEED, checkpoints=folder / "checkpoint", on_step=watch)
     curve.tokens, curve.fit_seconds = result.tokens, watch.fitted
+    for step in range(recipe.max_steps):
+        for part in micro_batches(batch_at(task.training, recipe.batch_size, SEED, step), recipe.micro_batch):
+            curve.computed += packed_of(part).tokens
+            curve.targets += sum(len(example.target) for example in part)
 
 
 class _Watch:

@@ -80,7 +80,7 @@ def write_artefact(
     write_lora(directory, a=a, b=b, rank=manifest.rank, alpha=manifest.alpha, base_model_name=base_model_name)
     digest = lora_digest(a, b, manifest)
     if composition is not None:
-        write_durably(directory / COMPOSITION, _composition_file(composition))
+        write_composition(directory, composition)
     described = manifest_bytes(manifest)
     write_durably(directory / MANIFEST, described)
     flush(directory)
@@ -91,6 +91,11 @@ def write_artefact(
         scope=Scope(manifest.scope),
         composition=None if composition is None else composition_digest(composition, digest),
     )
+
+
+def write_composition(directory: Path, composition: Composition) -> None:
+    """The weights of an extractor's artefact, which has none yet."""
+    write_durably(directory / COMPOSITION, _composition_file(composition))
 
 
 def write_lora(directory: Path, *, a: Mapping[str, Tensor], b: Mapping[str, Tensor], rank: int, alpha: float, base_model_name: str) -> None:

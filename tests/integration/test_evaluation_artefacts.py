@@ -120,6 +120,18 @@ def test_rows_with_an_extractor_need_one(base: BaseModel, tmp_path: Path) -> Non
     assert Made(base, tmp_path, extractor=ref).artefacts.extractor() == ref
 
 
+def test_an_extractor_may_be_worn_with_every_weight_1(base: BaseModel, tmp_path: Path) -> None:
+    ref = write_extractor(tmp_path / "ke")
+    made = Made(base, tmp_path, extractor=ref)
+    for _ in range(2):
+        plain = made.artefacts.extractor(ones=True)
+    assert (plain.digest, plain.manifest_sha256) == (ref.digest, ref.manifest_sha256)
+    assert plain.composition != ref.composition
+    composition = read(plain).composition
+    assert composition is not None
+    assert {composition.weights(layer) for layer in composition.layers} == {(1.0, 1.0)}
+
+
 def test_an_extractor_of_another_base_is_not_worn(base: BaseModel, tmp_path: Path) -> None:
     ref = write_extractor(tmp_path / "ke")
     with pytest.raises(ModuleWrongBase):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.training.curve import Curve
-from benchmarks.training.machine import operations_per_token
+from benchmarks.training.machine import operations
 from benchmarks.training.ours import run_ours
 from benchmarks.training.plain import run_plain
 from benchmarks.training.task import BATCH, CHUNKS, SEED, TARGET, WINDOWS, Task, task_of
@@ -50,6 +50,7 @@ def test_the_three_trainers_have_one_curve(base: BaseModel, task: Task, tmp_path
         assert [step for step, _, _ in curve.held_out] == [3, 6]
         assert 0 < curve.held_out[0][2] < curve.held_out[1][2] <= curve.seconds
     assert curves["ours"].tokens == sum(len(each) for step in range(STEPS) for each in batch_at(task.training, BATCH, SEED, step))
+    assert curves["ours"].targets == STEPS * BATCH * TARGET < curves["ours"].computed < curves["ours"].tokens
     assert curves["ours"].seconds > curves["ours"].fit_seconds > 0
 
 
@@ -61,4 +62,6 @@ def test_the_seconds_to_a_loss_are_those_of_the_first_evaluation_that_found_it()
 
 def test_operations_are_counted_forward_and_backward(base: BaseModel) -> None:
     weights = sum(layer.weight.numel() for layer in adapted_layers(base.model).values())
-    assert operations_per_token(base) == 4 * weights
+    width = sum(layer.in_features + layer.out_features for layer in adapted_layers(base.model).values())
+    head = base.model.get_output_embeddings().weight.numel()  # type: ignore[no-untyped-call]
+    assert operations(base, 10, 3, rank=2) == 10 * (4 * weights + 6 * 2 * width) + 3 * 6 * head

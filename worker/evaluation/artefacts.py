@@ -22,9 +22,11 @@ from typing import Any, Protocol
 from server.engine.base_model import BaseModel
 from server.engine.options import EngineOptions
 from server.engine.request import ArtefactRef, Scope
+from server.modules.artefact import COMPOSITION, MANIFEST, write_composition
 from server.modules.canonical import canonical_json
+from server.modules.composition import ones
 from server.modules.described import described
-from server.modules.manifest import ArtefactKind
+from server.modules.manifest import ArtefactKind, parse_manifest
 from worker.evaluation.documents import Document
 from worker.training.guard import guard_store
 from worker.training.pipeline import TrainingSpec, train
@@ -50,8 +52,8 @@ class Artefacts(Protocol):
         """The document's module by this objective, distilled while wearing `worn_ke` if one is named. Raises ArtefactUnavailable."""
         ...
 
-    def extractor(self) -> ArtefactRef:
-        """Raises ArtefactUnavailable."""
+    def extractor(self, *, ones: bool = False) -> ArtefactRef:
+        """`ones`: with every weight of its composition 1. Raises ArtefactUnavailable."""
         ...
 
 
@@ -78,10 +80,10 @@ class TrainedArtefacts:
         self._on_progress = on_progress
         self._extractor = extractor
 
-    def extractor(self) -> ArtefactRef:
+    def extractor(self, *, ones: bool = False) -> ArtefactRef:
         if self._extractor is None:
             raise ArtefactUnavailable("rows with KE need a knowledge extractor: name its directory with --extractor, or leave them out")
-        return self._extractor
+        return with_ones(self._extractor, self._cache / "extractors") if ones else self._extractor
 
     def module(self, document: Document, objective: str, worn_ke: ArtefactRef | None) -> ArtefactRef:
         """Trains it unless it is there. Raises what the training raises."""
@@ -144,6 +146,15 @@ class TrainedArtefacts:
 def extractor_of(directory: Path) -> ArtefactRef:
     """The reference of an extractor's directory by the digests that its files have. Raises ArtefactUnavailable."""
     return _described(directory, ArtefactKind.KNOWLEDGE_EXTRACTOR)
+
+
+def with_ones(extractor: ArtefactRef, folder: Path) -> ArtefactRef:
+    """The same lora, every weight 1: a copy under `folder`, made anew."""
+    directory = folder / f"{extractor.digest}-ones"
+    shutil.rmtree(directory, ignore_errors=True)
+    shutil.copytree(extractor.directory, directory, ignore=shutil.ignore_patterns(COMPOSITION))
+    write_composition(directory, ones(parse_manifest((directory / MANIFEST).read_bytes()).targets))
+    return extractor_of(directory)
 
 
 def module_of(directory: Path) -> ArtefactRef:

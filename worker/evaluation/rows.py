@@ -28,13 +28,15 @@ class Context(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """`objective` is that of the row's knowledge module, None without one; `worn`: it was distilled while wearing the extractor."""
+    """`objective` is that of the row's knowledge module, None without one; `worn`: it was distilled while wearing the extractor;
+    `ones`: the extractor's lora counts as much as the module's in every layer, whatever weights were learned."""
 
     name: str
     objective: str | None = None
     owner: Owner = Owner.OWN
     extractor: bool = False
     worn: bool = False
+    ones: bool = False
     context: Context = Context.NOTHING
 
 
@@ -64,6 +66,8 @@ _CLOSED_BOOK = (
     Row(name="KM_SDCD+KE", objective="sdcd", extractor=True),
     Row(name="KM_mixed+KE", objective=MIXED, extractor=True),
     Row(name="KM_mixed(worn)+KE", objective=MIXED, extractor=True, worn=True),
+    Row(name="KM_mixed+KE(ones)", objective=MIXED, extractor=True, ones=True),
+    Row(name="KM_mixed(worn)+KE(ones)", objective=MIXED, extractor=True, worn=True, ones=True),
 )
 _OPEN_BOOK = (
     Row(name="ICL", context=Context.DOCUMENT),
@@ -73,6 +77,7 @@ _OPEN_BOOK = (
     Row(name="RAG+KM", context=Context.PASSAGES, objective=MIXED),
     Row(name="RAG+KE", context=Context.PASSAGES, extractor=True),
     Row(name="RAG+KM+KE", context=Context.PASSAGES, objective=MIXED, extractor=True),
+    Row(name="RAG+KM(worn)+KE", context=Context.PASSAGES, objective=MIXED, extractor=True, worn=True),
 )
 ROWS: Mapping[str, Row] = {row.name: row for row in (*_CLOSED_BOOK, *_OPEN_BOOK)}
 ALL = "all"

@@ -98,14 +98,15 @@ def _measure(setting: Setting, line: Line) -> Measurement:
 def _outfits(setting: Setting, line: Line) -> list[tuple[ArtefactRef | None, ArtefactRef | None]]:
     """(module, extractor) for the questions about each document."""
     row, documents = line.row, setting.documents
-    extractor = setting.artefacts.extractor() if row.extractor else None
+    extractor = setting.artefacts.extractor(ones=row.ones) if row.extractor else None
     if row.objective is None:
         return [(None, extractor)] * len(documents)
     if row.owner is Owner.OTHER and len(documents) < 2:
         raise ValueError(f"row {row.name} needs at least two documents: it wears another document's module")
     shift = 1 if row.owner is Owner.OTHER else 0
     wearing = [documents[(number + shift) % len(documents)] for number in range(len(documents))]
-    return [(setting.artefacts.module(document, row.objective, extractor if row.worn else None), extractor) for document in wearing]
+    worn = setting.artefacts.extractor() if row.worn else None
+    return [(setting.artefacts.module(document, row.objective, worn), extractor) for document in wearing]
 
 
 def _ask(setting: Setting, line: Line, outfits: Sequence[tuple[ArtefactRef | None, ArtefactRef | None]]) -> list[_Asked]:

@@ -7,7 +7,8 @@ from worker.evaluation.rows import ROWS, Context, Owner, lines_of
 
 def test_every_row_of_the_paper_is_there() -> None:
     closed = "base KM_LM KM_PIT KM_DDCD KM_SDCD KM_mixed KE KM_other+KE KM_LM+KE KM_DDCD+KE KM_SDCD+KE KM_mixed+KE KM_mixed(worn)+KE"
-    assert list(ROWS) == [*closed.split(), "ICL", "ICL+KE", "KV_L2", "RAG", "RAG+KM", "RAG+KE", "RAG+KM+KE"]
+    ones = ["KM_mixed+KE(ones)", "KM_mixed(worn)+KE(ones)"]
+    assert list(ROWS) == [*closed.split(), *ones, "ICL", "ICL+KE", "KV_L2", "RAG", "RAG+KM", "RAG+KE", "RAG+KM+KE", "RAG+KM(worn)+KE"]
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -17,6 +18,7 @@ def test_a_name_says_what_the_row_wears_and_reads(name: str) -> None:
     assert ("KE" in name) == row.extractor
     assert ("other" in name) == (row.owner is Owner.OTHER)
     assert ("worn" in name) == row.worn
+    assert ("ones" in name) == row.ones
     assert name.startswith("RAG") == (row.context is Context.PASSAGES)
     assert name.startswith("ICL") == (row.context is Context.DOCUMENT)
 
