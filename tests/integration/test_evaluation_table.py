@@ -23,8 +23,6 @@ from worker.evaluation.arguments import parse_arguments
 from worker.evaluation.run import run
 
 ROWS = "base,KM_mixed,RAG,RAG+KM"
-LEARNS = {**TWO_STEPS, "learning_rate": 1e-3}
-"""Two steps at the usual rate go too far."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +45,7 @@ def arguments(house: Path, **options: Any) -> Any:
         "rows": ROWS,
         "passages": "1,2",
         "passage_tokens": 48,
-        "recipe": json.dumps(LEARNS),
+        "recipe": json.dumps(TWO_STEPS),
         "out": house / "out",
         "cache": house / "cache",
         **options,
@@ -99,7 +97,7 @@ def test_modules_are_trained_side_by_side(house: Path, monkeypatch: pytest.Monke
 
 
 def test_what_a_training_apart_raises_is_raised_here(house: Path) -> None:
-    recipe = json.dumps({**LEARNS, "teacher_cache_bytes": 1})
+    recipe = json.dumps({**TWO_STEPS, "teacher_cache_bytes": 1})
     with pytest.raises(InvalidInput, match="teacher_cache_bytes"):
         run(
             arguments(house, rows="KM_mixed", recipe=recipe, cache=house / "failing", out=house / "out", trainers=2),
@@ -202,7 +200,7 @@ def test_the_commands_options_are_those_of_the_evaluation(house: Path) -> None:
     parsed = vars(arguments(house, **options))
     assert {name: parsed[name] for name in options} == options
     assert parsed["rows"] == ROWS.split(",")
-    assert parsed["recipe"] == LEARNS
+    assert parsed["recipe"] == TWO_STEPS
 
 
 def test_nothing_given_is_nothing_passed() -> None:

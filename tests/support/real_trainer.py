@@ -24,6 +24,7 @@ RECIPE: dict[str, Any] = {
     "alpha": 4.0,
     "max_steps": 40,
     "learning_rate": 1e-2,
+    "b_rate": 1.0,
     "batch_size": 4,
     "evaluate_every": 10,
     "questions": 0,

@@ -102,6 +102,8 @@ def tiny_training(folder: Path) -> TinyTraining:
 TWO_STEPS: dict[str, Any] = {
     "rank": 4,
     "max_steps": 2,
+    "learning_rate": 1e-3,
+    "b_rate": 1.0,
     "batch_size": 2,
     "micro_batch": 2,
     "evaluate_every": 2,

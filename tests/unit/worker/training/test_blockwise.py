@@ -13,15 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.unavailable import unavailable
-from worker.training.blockwise import BLOCK, kl_from_states, nll_from_states
+from worker.training import blockwise
+from worker.training.blockwise import kl_from_states, nll_from_states
 
 ROOT = Path(__file__).parents[4]
+VOCABULARY, BLOCK = 50, 128
+"""Tokens of a block, of the tests' head."""
 ROWS = [1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 7]
 Loss = Callable[[Tensor, Tensor, nn.Linear], Tensor]
 MEASURED = """
 import sys
 import torch
 from torch import nn
+from worker.training import blockwise
 from worker.training.blockwise import kl_from_states, nll_from_states
 from tests.unit.worker.training.test_blockwise import plain_kl, plain_nll
 
@@ -35,10 +39,16 @@ def take(loss, rows):
     return peak()
 
 torch.set_num_threads(1)
+blockwise.BLOCK_NUMBERS = 128 * 16384
 head = nn.Linear(16, 16384, bias=False).requires_grad_(False)
-blockwise, plain = {"kl": (kl_from_states, plain_kl), "nll": (nll_from_states, plain_nll)}[sys.argv[1]]
-print(take(blockwise, 2), take(blockwise, 512), take(blockwise, 2048), take(plain, 2048))
+ours, plain = {"kl": (kl_from_states, plain_kl), "nll": (nll_from_states, plain_nll)}[sys.argv[1]]
+print(take(ours, 2), take(ours, 512), take(ours, 2048), take(plain, 2048))
 """
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blockwise, "BLOCK_NUMBERS", BLOCK * VOCABULARY)
 
 
 def plain_kl(student_NH: Tensor, teacher_NH: Tensor, head: nn.Linear) -> Tensor:
@@ -54,9 +64,9 @@ def plain_nll(student_NH: Tensor, target_N: Tensor, head: nn.Linear) -> Tensor:
 def made(rows: int, bias: bool, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, nn.Linear]:
     """Student's and teacher's states, targets, head."""
     torch.manual_seed(rows)
-    head = nn.Linear(16, 50, bias=bias, dtype=dtype).requires_grad_(False)
+    head = nn.Linear(16, VOCABULARY, bias=bias, dtype=dtype).requires_grad_(False)
     student = torch.randn(rows, 16, dtype=dtype, requires_grad=True)
-    return student, torch.randn(rows, 16, dtype=dtype), torch.randint(50, (rows,)), head
+    return student, torch.randn(rows, 16, dtype=dtype), torch.randint(VOCABULARY, (rows,)), head
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -64,8 +74,8 @@ def made(rows: int, bias: bool, dtype: torch.dtype = torch.float32) -> tuple[Ten
 def test_values_and_gradients_are_those_of_the_plain_losses(rows: int, bias: bool) -> None:
     student, teacher, targets, head = made(rows, bias)
     losses: list[tuple[Loss, Loss, Tensor]] = [(kl_from_states, plain_kl, teacher), (nll_from_states, plain_nll, targets)]
-    for blockwise, plain, other in losses:
-        got, wanted = blockwise(student, other, head), plain(student, other, head)
+    for ours, plain, other in losses:
+        got, wanted = ours(student, other, head), plain(student, other, head)
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
         gradients = [torch.autograd.grad(3 * loss, student)[0] for loss in (got, wanted)]
         torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
