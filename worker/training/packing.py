@@ -68,6 +68,7 @@ class Pack:
 
     def __post_init__(self) -> None:
         self._asking = [_Asking(list(nodes), self.read, self.device) for _, nodes in groupby(sorted(self.nodes, key=_size), key=_size)]
+        self._order = torch.tensor([place for asking in self._asking for place in asking.own], device=self.device).argsort()
 
     @property
     def ids(self) -> Tensor:
@@ -103,8 +104,7 @@ class Pack:
             self.made[kind.layer] = (key, value)
         query_TH, key_TH, value_TH = (states[0].transpose(0, 1) for states in (query, key, value))
         parts = [asking.attend(kind, query_TH, key_TH, value_TH) for asking in self._asking]
-        at = torch.cat([asking.at for asking in self._asking]).argsort()
-        return torch.cat(parts).index_select(0, at)[None]
+        return torch.cat(parts).index_select(0, self._order)[None]
 
 
 class _Asking:
@@ -119,7 +119,8 @@ class _Asking:
         self._starts = [len(node.before) for node in nodes]
         self._seen: dict[int | None, Seen] = {}
         own = [range(node.first - read, node.first - read + len(node.tokens)) for node in nodes]
-        self.at = torch.tensor([place for places in own for place in places], device=device)
+        self.own = [place for places in own for place in places]
+        """Where its tokens are in the pack, in the order in which `attend` gives them."""
         self._queries = _padded(own, longest, device)
         self._keys = _padded(paths, seen, device)
         self._filled = torch.tensor([row * longest + n for row, places in enumerate(own) for n in range(len(places))], device=device)
@@ -129,7 +130,7 @@ class _Asking:
         return self._shape[0] * self._shape[1]
 
     def attend(self, kind: Kind, query_THD: Tensor, key_SHD: Tensor, value_SHD: Tensor) -> Tensor:
-        """[its tokens, heads, dim], in the order of `at`."""
+        """[its tokens, heads, dim], in the order of `own`."""
         rows, longest, seen = self._shape
         query = _rows(query_THD, self._queries, rows, longest)
         key, value = (_rows(states, self._keys, rows, seen) for states in (key_SHD, value_SHD))
@@ -173,7 +174,7 @@ def _grow(
         together = list(alike)
         end = _common(together, depth) if len(together) > 1 else len(together[0][1].tokens)
         tokens = together[0][1].tokens[depth:end]
-        first = read + (nodes[-1].first - read + len(nodes[-1].tokens) if nodes else 0)
+        first = nodes[-1].first + len(nodes[-1].tokens) if nodes else read
         nodes.append(Node(tokens=tokens, first=first, before=before, group=group))
         path = (*before, *range(first, first + len(tokens)))
         if len(together) > 1:

@@ -143,7 +143,7 @@ STANDARD = Recipe(
     recitations=2,
     max_synthesis=1000,
 )
-"""About three times the work of `quick`, in generations, teacher passes and steps alike."""
+"""Four to five times the work of `quick`: twice the generations, more to a step, three times the steps."""
 PAPER = Recipe(
     preset="paper",
     objective="sdcd",
