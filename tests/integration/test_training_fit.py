@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tests.support.tiny_training import RECIPE, TinyTraining, tiny_training
-from worker.training.fit import MICRO_LENGTH, FitResult, FitState, Stopped, batch_at, held_out_loss, micro_batches, schedule
+from worker.training.examples import Example
+from worker.training.fit import MICRO_LENGTH, FitResult, FitState, Stopped, batch_at, fit, held_out_loss, micro_batches, schedule
 from worker.training.recipe import Recipe
 from worker.training.student import Student
 
@@ -103,6 +104,36 @@ def test_a_smaller_micro_batch_gives_the_same_gradients(tiny: TinyTraining) -> N
     whole = run(tiny, StopAt(), "whole", one_step)
     parts = run(tiny, StopAt(), "parts", replace(one_step, micro_batch=1))
     assert parts.loss_after == pytest.approx(whole.loss_after, rel=1e-3)
+
+
+def test_examples_beside_pass_with_every_step(tiny: TinyTraining, student: Student) -> None:
+    """So many each, and the document's own batches stay what they are without them."""
+    loss, passed = tiny.loss(student), []
+    others = [replace(example, kind="other") for example in tiny.training[:3]]
+    recipe = replace(RECIPE, max_steps=4, evaluate_every=4)
+
+    def watched(batch: Sequence[Example]) -> Tensor:
+        if torch.is_grad_enabled():
+            passed.append(list(batch))
+        return loss(batch)
+
+    fit(
+        student,
+        tiny.training,
+        tiny.held_out,
+        watched,
+        recipe,
+        seed=3,
+        checkpoints=tiny.folder / "beside",
+        on_step=lambda state: None,
+        beside=others,
+        beside_each=2,
+    )
+    assert [len(batch) for batch in passed] == [6] * 4, "one pack a step, as large as its share of others makes it"
+    beside = [[e for e in batch if e.kind == "other"] for batch in passed]
+    assert Counter(id(e) for batch in beside[:3] for e in batch) == {id(e): 2 for e in others}
+    own = [{id(e) for e in batch if e.kind != "other"} for batch in passed]
+    assert own == [{id(e) for e in batch_at(tiny.training, 4, 3, step)} for step in range(4)]
 
 
 def test_the_rate_warms_up_and_falls_along_a_cosine() -> None:

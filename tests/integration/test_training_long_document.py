@@ -30,7 +30,7 @@ RECIPE = replace(
     evaluate_every=2,
     teacher_cache_bytes=BUDGET,
     gate_improvement=-1e6,
-    guard=0.05,
+    guard=0.12,
 )
 SENTENCE = "The gate number {} of the old house is painted in the colour {}. "
 GROWTH = 64 * 1024**2

@@ -81,10 +81,13 @@ def fit(
     checkpoints: Path,
     on_step: Callable[[FitState], None],
     rates: Mapping[str, float] | None = None,
+    beside: Sequence[Example] = (),
+    beside_each: int = 0,
 ) -> FitResult:
     """Train until the schedule ends or the held-out loss stops falling; the best factors are returned and left on the student.
 
     `rates`: learning rates of the parameters, by name, that have one of their own; all follow the schedule.
+    `beside`: examples of another kind, of which `beside_each` pass with the batch of every step, beside its own.
     """
     parameters = student.parameters()
     optimizer = torch.optim.AdamW(_groups(parameters, recipe, rates or {}), weight_decay=0.0, fused=True)
@@ -100,6 +103,8 @@ def fit(
     try:
         while state.step < recipe.max_steps and not _stale(state, recipe):
             batch = batch_at(training, recipe.batch_size, seed, state.step)
+            if beside:
+                batch += batch_at(beside, beside_each, seed, state.step)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * schedule(state.step, recipe)
             torch.manual_seed(seed * 1_000_003 + state.step)
@@ -193,7 +198,7 @@ def _step(batch: list[Example], loss: Loss, recipe: Schedule, optimizer: torch.o
     """One optimiser step; micro-batches weighted by their target tokens."""
     count = sum(len(e.target) for e in batch)
     total = 0.0
-    for part in micro_batches(batch, recipe.micro_batch):
+    for part in micro_batches(batch, recipe.micro_batch * len(batch) // recipe.batch_size):
         share = loss(part) * (sum(len(e.target) for e in part) / count)
         share.backward()  # type: ignore[no-untyped-call]
         total += float(share.detach())

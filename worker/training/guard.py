@@ -15,6 +15,7 @@ from server.engine.base_model import BaseModel
 from server.engine.prompt import ANSWER_BARE
 from worker.synthesis.asks import Ask, Generator, generated
 from worker.synthesis.texts import TextPair
+from worker.training.recipe import Recipe
 
 QUESTIONS = Path(__file__).with_name("guard_questions.txt")
 ANSWER_TOKENS = 64
@@ -30,16 +31,16 @@ def reserved_questions() -> list[str]:
     return list(_questions()[1::2])
 
 
-def guard_count(training: int, share: float) -> int:
-    """Guard examples beside `training` others, so that they are `share` of all."""
-    return round(training * share / (1 - share))
+def guard_each(recipe: Recipe) -> int:
+    """Guard examples beside the batch of every step, so that they are the recipe's share of what passes."""
+    return round(recipe.batch_size * recipe.guard / (1 - recipe.guard))
 
 
-def drawn(count: int, seed: int) -> list[str]:
-    """Training questions at random, each as often as any other, give or take one."""
+def drawn(recipe: Recipe, seed: int) -> list[str]:
+    """Training questions at random, as many different ones as the steps take: what is not general would be learned by heart."""
     questions = training_questions()
     random.Random(f"{seed}/guard").shuffle(questions)
-    return [questions[number % len(questions)] for number in range(count)]
+    return questions[: guard_each(recipe) * recipe.max_steps]
 
 
 def guard_pairs(questions: Sequence[str], generate: Generator, store: Path, step: Callable[[int, int], None]) -> list[TextPair]:

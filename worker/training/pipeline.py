@@ -25,7 +25,7 @@ from worker.training.budget import sizes_of, within_budget
 from worker.training.examples import Example, to_examples
 from worker.training.fit import FitResult, FitState, Loss, fit
 from worker.training.gate import Gate, measure
-from worker.training.guard import GUARD, drawn, guard_count, guard_pairs
+from worker.training.guard import GUARD, drawn, guard_each, guard_pairs
 from worker.training.inputs import keep_only_of, named
 from worker.training.objectives.objective import Data, Objective, Source
 from worker.training.objectives.registry import objective_of
@@ -178,7 +178,7 @@ def _data(
 
 def _guarded(base: BaseModel, spec: TrainingSpec, data: Data, generations: int, generate: Generator, report: Report) -> Data:
     """The guard's few answers are generated after the document's texts, which were reported to their end and are so again."""
-    questions = drawn(guard_count(len(data.training), spec.recipe.guard), spec.seed)
+    questions = drawn(spec.recipe, spec.seed)
     if not questions:
         return data
     store = spec.guard_answers or spec.directory / "guard.jsonl"
@@ -218,13 +218,15 @@ def _fit(student: Student, data: Data, loss: Loss, spec: TrainingSpec, report: R
 
     return fit(
         student,
-        data.training,
+        [example for example in data.training if example.kind != GUARD],
         data.held_out,
         loss,
         spec.recipe,
         seed=spec.seed,
         checkpoints=spec.directory / "checkpoint",
         on_step=on_step,
+        beside=[example for example in data.training if example.kind == GUARD],
+        beside_each=guard_each(spec.recipe),
     )
 
 

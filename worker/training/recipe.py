@@ -88,7 +88,8 @@ class Recipe(Schedule):
     with_passages: float = 0.0
     """Share of the question examples whose student reads one or two of the document's passages."""
     guard: float = 0.0
-    """Share of the examples that are general questions with the base's own answers; see worker.training.guard."""
+    """Share of a step's examples, beside those of the document, that are general questions with the base's own answers; see
+    worker.training.guard."""
     ddcd_windows: int = 16
     """Random windows for every window's length of the document."""
     ddcd_target: float = 0.5
@@ -117,7 +118,7 @@ class Recipe(Schedule):
 QUICK = Recipe(
     preset="quick",
     objective="mixed",
-    max_steps=32,
+    max_steps=40,
     learning_rate=3e-3,
     b_rate=4.0,
     evaluate_every=8,

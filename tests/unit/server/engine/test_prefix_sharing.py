@@ -31,7 +31,7 @@ def walk(seed: int, steps: int = STEPS) -> Walk:
 
 
 def test_no_answer_is_wrong_and_nothing_leaks() -> None:
-    taken = walk(seed=1)
+    taken = walk(seed=1, steps=600)
     assert taken.counts["answers"] > 50
     assert taken.counts["second turns"] > 5
     assert taken.engine.stats()["prefix_hit_tokens"] > 300

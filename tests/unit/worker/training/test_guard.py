@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from server.engine.prompt import ANSWER_BARE
 from tests.support.tiny_models import tiny_base
 from worker.synthesis.asks import Ask
 from worker.training.fit import Stopped
-from worker.training.guard import ANSWER_TOKENS, GUARD, drawn, guard_count, guard_pairs, guard_store, reserved_questions, training_questions
+from worker.training.guard import ANSWER_TOKENS, GUARD, drawn, guard_each, guard_pairs, guard_store, reserved_questions, training_questions
 from worker.training.objectives.registry import OBJECTIVES
 from worker.training.recipe import QUICK
 
@@ -41,17 +40,18 @@ def test_two_hundred_questions_of_which_half_are_never_trained_on() -> None:
     assert all(question.strip() == question and len(question) < 90 for question in trained + reserved)
 
 
-@pytest.mark.parametrize(("others", "share", "count"), [(95, 0.05, 5), (90, 0.1, 10), (100, 0.5, 100), (100, 0.0, 0), (3, 0.05, 0)])
-def test_they_are_their_share_of_all_examples(others: int, share: float, count: int) -> None:
-    assert guard_count(others, share) == count
-    assert len(drawn(count, 0)) == count
+@pytest.mark.parametrize(("batch", "share", "each"), [(8, 0.1, 1), (8, 0.2, 2), (8, 0.34, 4), (8, 0.5, 8), (8, 0.0, 0), (4, 0.05, 0)])
+def test_they_are_their_share_of_every_step(batch: int, share: float, each: int) -> None:
+    recipe = replace(QUICK, batch_size=batch, guard=share, max_steps=10)
+    assert guard_each(recipe) == each
+    assert len(set(drawn(recipe, 0))) == len(drawn(recipe, 0)) == 10 * each, "no question twice"
 
 
-def test_the_draw_is_the_seeds_and_even() -> None:
-    assert drawn(30, 1) == drawn(30, 1)
-    assert drawn(30, 1) != drawn(30, 2)
-    assert set(Counter(drawn(250, 0)).values()) == {2, 3}
-    assert set(drawn(250, 0)) == set(training_questions())
+def test_the_draw_is_the_seeds() -> None:
+    some = replace(QUICK, guard=0.2, max_steps=10)
+    assert drawn(some, 1) == drawn(some, 1)
+    assert drawn(some, 1) != drawn(some, 2)
+    assert set(drawn(replace(some, max_steps=1500), 0)) == set(training_questions())
 
 
 def test_the_target_is_the_bases_greedy_answer_without_any_context(tmp_path: Path) -> None:
@@ -69,9 +69,10 @@ def test_the_target_is_the_bases_greedy_answer_without_any_context(tmp_path: Pat
 def test_an_answer_is_generated_once(tmp_path: Path) -> None:
     store = guard_store(tmp_path, tiny_base())
     first, again = Base(), Base()
-    pairs = guard_pairs(drawn(120, 0), first, store, quiet)
+    questions = [*training_questions(), *training_questions()[:20]]
+    pairs = guard_pairs(questions, first, store, quiet)
     assert (len(first.asked), len(pairs)) == (100, 120)
-    assert guard_pairs(drawn(120, 0), again, store, quiet) == pairs
+    assert guard_pairs(questions, again, store, quiet) == pairs
     assert again.asked == []
 
 
