@@ -27,9 +27,22 @@ def generate_batch(
     `on_finished(index, text)` is called as each ends. The first request that fails raises what its stream would have raised. The
     model is as before when this returns.
     """
+    engine = BatchEngine(base, options or EngineOptions())
+    try:
+        return generate_on(engine, requests, on_finished, should_stop)
+    finally:
+        engine.close()
+
+
+def generate_on(
+    engine: BatchEngine,
+    requests: Sequence[EngineRequest],
+    on_finished: Callable[[int, str], None] = lambda index, text: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[str | None]:
+    """As `generate_batch`, on an engine that is the caller's alone and keeps what it has read. One that raised is to be closed."""
     texts: list[str | None] = [None] * len(requests)
     collectors = [_Collector() for _ in requests]
-    engine = BatchEngine(base, options or EngineOptions())
 
     def start(index: int) -> None:
         engine.add(engine.generation(requests[index], collectors[index]))
@@ -40,11 +53,8 @@ def generate_batch(
             on_finished(index, text)
         return collectors[index].ended
 
-    try:
-        run_together(engine, len(requests), start, finished, should_stop)
-        return texts
-    finally:
-        engine.close()
+    run_together(engine, len(requests), start, finished, should_stop)
+    return texts
 
 
 def run_together(

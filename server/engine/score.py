@@ -26,13 +26,26 @@ def score_batch(
     `on_finished(index, scores)` is called as each request ends. The first that fails raises what `Engine.score` would have raised. The
     model is as before when this returns.
     """
+    engine = BatchEngine(base, options or EngineOptions())
+    try:
+        return score_on(engine, asks, on_finished)
+    finally:
+        engine.close()
+
+
+def score_on(
+    engine: BatchEngine,
+    asks: Sequence[tuple[EngineRequest, Sequence[Tokens]]],
+    on_finished: Callable[[int, list[Score]], None] = lambda index, scores: None,
+) -> list[list[Score]]:
+    """As `score_batch`, on an engine that is the caller's alone and keeps what it has read. One that raised is to be closed."""
     found: list[list[Score]] = [[] for _ in asks]
     told: list[list[Event]] = [[] for _ in asks]
-    engine = BatchEngine(base, options or EngineOptions())
+    tokenizer = engine.base.tokenizer
 
     def start(index: int) -> None:
         request, continuations = asks[index]
-        named = [(str(base.tokenizer.decode(list(ids))), ids) for ids in continuations]
+        named = [(str(tokenizer.decode(list(ids))), ids) for ids in continuations]
         engine.add(engine.scoring_tokens(request, named, told[index].append))
 
     def finished(index: int) -> bool:
@@ -41,11 +54,8 @@ def score_batch(
             on_finished(index, scores)
         return bool(told[index])
 
-    try:
-        run_together(engine, len(asks), start, finished)
-        return found
-    finally:
-        engine.close()
+    run_together(engine, len(asks), start, finished)
+    return found
 
 
 def _scores(event: Event) -> list[Score]:

@@ -81,7 +81,7 @@ def test_the_whole_table_and_again_without_computing(house: Path, monkeypatch: p
     questions = [json.loads(line) for line in (house / "out" / "questions.jsonl").read_text().splitlines()]
     assert len(questions) == 3 * len(labels)
     assert (house / "out" / "figure1.png").read_bytes().startswith(b"\x89PNG")
-    for module_, names in ((answers, ("generate_batch", "score_batch")), (artefacts, ("train",))):
+    for module_, names in ((answers, ("generate_on", "score_on")), (artefacts, ("train",))):
         for name in names:
             monkeypatch.setattr(module_, name, refuse)
     assert table(house)[1] == report

@@ -9,17 +9,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from server.engine.base_model import BaseModel
-from server.engine.generate import generate_batch
+from server.engine.batch_engine import BatchEngine
+from server.engine.generate import generate_on
 from server.engine.options import EngineOptions
 from server.engine.prompt import Prompt
 from server.engine.request import EngineRequest, Scope
-from server.engine.score import score_batch
+from server.engine.score import score_on
 from server.modules.canonical import canonical_json
 
 Tokens = tuple[int, ...]
@@ -37,6 +39,10 @@ class Reader(Protocol):
 
     def prompt_tokens(self, prompt: Prompt) -> int: ...
 
+    def session(self) -> AbstractContextManager[None]:
+        """Entered around `generate` and `score`: within it, what was read of a prompt for one may serve the other."""
+        ...
+
     def generate(self, requests: Sequence[EngineRequest], on_finished: Callable[[int, str], None]) -> None:
         """Calls `on_finished(index, text)` as each answer ends, in any order."""
         ...
@@ -45,27 +51,38 @@ class Reader(Protocol):
 
 
 class EngineReader:
-    """The serving engine, as a library."""
+    """The serving engine, as a library. One engine serves a session, so that a prompt is read once for its answer and its scores."""
 
     name = "engine"
 
     def __init__(self, base: BaseModel, options: EngineOptions) -> None:
         self._base = base
         self._options = options
+        self._engine: BatchEngine | None = None
 
     def prompt_tokens(self, prompt: Prompt) -> int:
         return len(prompt)
 
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if self._engine is not None:
+                self._engine.close()
+                self._engine = None
+
     def generate(self, requests: Sequence[EngineRequest], on_finished: Callable[[int, str], None]) -> None:
-        generate_batch(self._base, requests, options=self._options, on_finished=on_finished)
+        generate_on(self._running(), requests, on_finished)
 
     def score(self, asks: Sequence[Ask], on_finished: Callable[[int, Logprobs], None]) -> None:
-        score_batch(
-            self._base,
-            asks,
-            options=self._options,
-            on_finished=lambda index, scores: on_finished(index, [score.logprobs for score in scores]),
-        )
+        score_on(self._running(), asks, lambda index, scores: on_finished(index, [score.logprobs for score in scores]))
+
+    def _running(self) -> BatchEngine:
+        """Started by the first that is asked: rows that are remembered need none."""
+        if self._engine is None:
+            self._engine = BatchEngine(self._base, self._options)
+        return self._engine
 
 
 class Results:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -73,6 +74,9 @@ class CompressedReader:
     def prompt_tokens(self, prompt: Prompt) -> int:
         """Those that are kept, in the layers that are compressed."""
         return kept(len(prompt.bare), self._ratio) + len(prompt.adapted)
+
+    def session(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def generate(self, requests: Sequence[EngineRequest], on_finished: Callable[[int, str], None]) -> None:
         """Greedy answers."""

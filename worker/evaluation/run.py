@@ -21,12 +21,10 @@ from worker.evaluation.l2_compression import CompressedReader
 from worker.evaluation.parts import Bar, LoadEmbedder, Retrievers, base_of, packaged_embedder
 from worker.evaluation.report import print_table, write_report
 from worker.evaluation.rows import Context, lines_of
-from worker.evaluation.runner import Setting, evaluate
+from worker.evaluation.runner import TOGETHER, Setting, evaluate
 from worker.evaluation.summary import summarise
 
 FIGURE = "figure1.png"
-TOGETHER = 64
-"""Questions that are answered at once, of those that fit: nobody waits for the first."""
 _LIBRARIES = ("torch", "transformers", "safetensors", "sentence-transformers", "rouge-score")
 
 
@@ -73,8 +71,9 @@ def setting_of(
     retrievers: Retrievers,
     on_progress: Callable[[str, int, int], None],
 ) -> Setting:
-    # A single request may fill the base's whole context.
-    options = EngineOptions(kv_tokens=max(EngineOptions().kv_tokens, base.context_limit), max_batch=TOGETHER)
+    # A single request may fill the base's whole context; and what was read for an answer is there for its scores.
+    tokens = max(EngineOptions().kv_tokens, base.context_limit)
+    options = EngineOptions(kv_tokens=tokens, prefix_tokens=tokens, max_batch=TOGETHER)
     engine, compressed = EngineReader(base, options), CompressedReader(base, arguments.kv_drop)
 
     def reader(context: Context) -> Reader:

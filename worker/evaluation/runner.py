@@ -15,6 +15,8 @@ from worker.evaluation.prompts import LETTERS, answer_ids, letter_prompt, questi
 from worker.evaluation.rows import Context, Line, Owner
 
 ANSWER_TOKENS = 64
+TOGETHER = 32
+"""Questions that are answered at once and then scored, while what was read of their prompts is still there."""
 TENANT = "evaluation"
 
 
@@ -79,20 +81,52 @@ def evaluate(setting: Setting, lines: Sequence[Line]) -> list[Measurement]:
 def _measure(setting: Setting, line: Line) -> Measurement:
     asked = _ask(setting, line, _outfits(setting, line))
     reader = setting.readers(line.row.context)
-    answers = _answers(setting, line, reader, asked)
-    scores = _scores(setting, line, reader, [_score_ask(setting.base, each) for each in asked], "scoring")
-    lettered = [(each.letters, _letters(setting.base, each.question)) for each in asked if each.letters is not None]
-    letters = iter(_scores(setting, line, reader, lettered, "choosing letters"))
-    rouge = RougeL()
     found: dict[str, list[Measured]] = {}
-    for each, answer, score in zip(asked, answers, scores, strict=True):
-        values = _likelihoods(score)
-        if each.letters is None:
-            values = {"rouge_l": rouge.best(answer, each.question.references), **values}
-        else:
-            values = {**_choices(each.question, score[1:], next(letters)), **values}
-        found.setdefault(each.document.name, []).append(_measured(each, answer, reader, values))
+    with reader.session():
+        for start in range(0, len(asked), TOGETHER):
+            part = asked[start : start + TOGETHER]
+            run = _Run(setting=setting, line=line, reader=reader, before=start, total=len(asked))
+            for each, measured in zip(part, run.measure(part), strict=True):
+                found.setdefault(each.document.name, []).append(measured)
     return Measurement(line=line, documents=tuple(tuple(document) for document in found.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """Some of a line's questions, `before` of whose `total` were asked before them."""
+
+    setting: Setting
+    line: Line
+    reader: Reader
+    before: int
+    total: int
+
+    def measure(self, asked: Sequence[_Asked]) -> list[Measured]:
+        answers = self._answers(asked)
+        scores = self._scores([_score_ask(self.setting.base, each) for each in asked], "scoring")
+        lettered = [(each.letters, _letters(self.setting.base, each.question)) for each in asked if each.letters is not None]
+        letters = iter(self._scores(lettered, "choosing letters"))
+        rouge, measured = RougeL(), []
+        for each, answer, score in zip(asked, answers, scores, strict=True):
+            values = _likelihoods(score)
+            if each.letters is None:
+                values = {"rouge_l": rouge.best(answer, each.question.references), **values}
+            else:
+                values = {**_choices(each.question, score[1:], next(letters)), **values}
+            measured.append(_measured(each, answer, self.reader, values))
+        return measured
+
+    def _answers(self, asked: Sequence[_Asked]) -> list[str]:
+        """Only where the answer is free."""
+        requests = [each.request for each in asked if each.letters is None]
+        texts = iter(self.setting.remembered.generate(self.reader, requests, self._told("answering")))
+        return [next(texts) if each.letters is None else "" for each in asked]
+
+    def _scores(self, asks: Sequence[Ask], doing: str) -> list[Logprobs]:
+        return self.setting.remembered.score(self.reader, asks, self._told(doing))
+
+    def _told(self, doing: str) -> Callable[[int], None]:
+        return lambda done: self.setting.on_progress(f"{self.line.label}: {doing}", self.before + done, self.total)
 
 
 def _outfits(setting: Setting, line: Line) -> list[tuple[ArtefactRef | None, ArtefactRef | None]]:
@@ -142,22 +176,6 @@ def _require_room(base: BaseModel, line: Line, document: Document, question: Que
             f"row {line.label} needs {needed} tokens for a question about {document.name} and the base model reads {base.context_limit}: "
             "leave the row out, or take fewer (the shortest) documents or fewer passages"
         )
-
-
-def _answers(setting: Setting, line: Line, reader: Reader, asked: Sequence[_Asked]) -> list[str]:
-    """Only where the answer is free."""
-    free = [each for each in asked if each.letters is None]
-    requests = [each.request for each in free]
-    texts = iter(setting.remembered.generate(reader, requests, _told(setting, line, "answering", len(free))))
-    return [next(texts) if each.letters is None else "" for each in asked]
-
-
-def _scores(setting: Setting, line: Line, reader: Reader, asks: Sequence[Ask], doing: str) -> list[Logprobs]:
-    return setting.remembered.score(reader, asks, _told(setting, line, doing, len(asks)))
-
-
-def _told(setting: Setting, line: Line, doing: str, total: int) -> Callable[[int], None]:
-    return lambda done: setting.on_progress(f"{line.label}: {doing}", done, total)
 
 
 def _score_ask(base: BaseModel, asked: _Asked) -> Ask:

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from server.engine.base_model import BaseModel
+from server.engine.batch_engine import BatchEngine
 from server.engine.options import EngineOptions
 from server.engine.prompt import Prompt
 from server.engine.request import ArtefactRef, EngineRequest, Sampling, Scope
+from server.errors import ContextLimit
 from tests.support.tiny_models import tiny_base, tiny_prompt, tiny_request
+from worker.evaluation import answers
 from worker.evaluation.answers import Ask, EngineReader, Logprobs, Remembered, Results
 
 MODULE = ArtefactRef(digest="km", manifest_sha256="", directory=Path("km"))
@@ -146,8 +149,36 @@ def test_the_name_of_a_request_and_where_an_artefact_lies_make_no_difference(bas
 def test_the_engine_reads_as_a_library(base: BaseModel, tmp_path: Path) -> None:
     reader, mine = EngineReader(base, EngineOptions(max_batch=2)), remembered(base, tmp_path)
     asked = [tiny_request(str(n), tiny_prompt(n)) for n in range(3)]
-    texts = mine.generate(reader, asked, silent)
-    scores = mine.score(reader, [(request, [(65, 66)]) for request in asked], silent)
+    with reader.session():
+        texts = mine.generate(reader, asked, silent)
+        scores = mine.score(reader, [(request, [(65, 66)]) for request in asked], silent)
+        assert remembered(base, tmp_path).score(reader, [(request, [(65, 66)]) for request in asked], silent) == scores
     assert len(texts) == 3
     assert all(len(score[0]) == 2 and max(score[0]) < 0 for score in scores)
-    assert remembered(base, tmp_path).score(reader, [(request, [(65, 66)]) for request in asked], silent) == scores
+
+
+def test_within_a_session_a_prompt_is_read_once(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines: list[BatchEngine] = []
+
+    def started(*arguments: Any) -> BatchEngine:
+        engines.append(BatchEngine(*arguments))
+        return engines[-1]
+
+    monkeypatch.setattr(answers, "BatchEngine", started)
+    reader, hits = EngineReader(base, EngineOptions(block_tokens=8)), []
+    asked = [tiny_request(str(n), tiny_prompt(n, bare=20, adapted=20)) for n in range(3)]
+    for _ in range(2):
+        with reader.session():
+            reader.generate(asked, lambda index, text: None)
+            reader.score([(request, [(65, 66)]) for request in asked], lambda index, scores: None)
+            hits.append(engines[-1].stats()["prefix_hit_tokens"])
+    assert hits == [3 * 32] * 2, "whole blocks of 40 tokens, but for the one that the last token is in"
+    assert len(engines) == 2
+
+
+def test_a_session_that_fails_leaves_the_model_as_it_was(base: BaseModel) -> None:
+    reader = EngineReader(base, EngineOptions())
+    with pytest.raises(ContextLimit), reader.session():
+        reader.generate([tiny_request("1", tiny_prompt(1), max_tokens=10_000)], lambda index, text: None)
+    with reader.session():
+        reader.generate([tiny_request("1", tiny_prompt(1))], lambda index, text: None)
