@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,11 @@ from worker.events import ExitCode
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
+    """`points`: (stage, done) of its progress, as it told them."""
+
     digest: str
     curve: dict[str, Any]
+    points: list[tuple[str, int]]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,11 @@ def finished(job: Path, hash_seed: int) -> Run:
     with real_trainer(job, PYTHONHASHSEED=str(hash_seed)) as trainer:
         assert trainer.end() == ExitCode.RESULT
     [result] = trainer.events("result")
-    return Run(digest=result["digest"], curve=json.loads((job / "checkpoint" / "state.json").read_text()))
+    return Run(
+        digest=result["digest"],
+        curve=json.loads((job / "checkpoint" / "state.json").read_text()),
+        points=[(event["stage"], event["done"]) for event in trainer.events("progress")],
+    )
 
 
 def test_the_digest_does_not_depend_on_the_hash_seed(tmp_path: Path, base: Path, undisturbed: Run) -> None:
@@ -58,5 +66,21 @@ def test_killed_between_two_checkpoints_it_ends_with_the_same_curve(tmp_path: Pa
     assert 0 < reached < RECIPE["max_steps"], "it was killed too late to prove anything"
     write_spec(job, base, attempt=2)
     resumed = finished(job, hash_seed=4)
+    assert resumed.curve["losses"] == pytest.approx(undisturbed.curve["losses"], abs=1e-4)
+    assert resumed.digest == undisturbed.digest
+
+
+@pytest.mark.slow
+def test_killed_at_five_random_points_it_ends_with_the_same_curve(tmp_path: Path, base: Path, undisturbed: Run) -> None:
+    """Five of all points that it tells of, while it writes texts, runs the teacher and fits."""
+    job, points = tmp_path / "job", sorted(random.Random(5).sample(range(len(undisturbed.points) - 1), 5))
+    for attempt, point in enumerate(points, 1):
+        write_spec(job, base, attempt=attempt)
+        with real_trainer(job, PYTHONHASHSEED=str(attempt)) as trainer:
+            trainer.until(*undisturbed.points[point])
+            trainer.process.kill()
+            assert trainer.end() == -signal.SIGKILL, "it was killed too late to prove anything"
+    write_spec(job, base, attempt=6)
+    resumed = finished(job, hash_seed=6)
     assert resumed.curve["losses"] == pytest.approx(undisturbed.curve["losses"], abs=1e-4)
     assert resumed.digest == undisturbed.digest
