@@ -77,7 +77,12 @@ def _positive(text: str) -> int:
 
 
 def _add_table(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rows", type=_names, default=_names(DEFAULT_ROWS), help=f"names with commas (default: {DEFAULT_ROWS})")
+    parser.add_argument(
+        "--rows",
+        type=_names,
+        default=_names(DEFAULT_ROWS),
+        help=f"names with commas, RAG@1:2 for passages of its own (default: {DEFAULT_ROWS})",
+    )
     parser.add_argument(
         "--passages",
         type=_numbers,

@@ -84,9 +84,21 @@ ALL = "all"
 
 
 def lines_of(names: Sequence[str], passages: Sequence[int]) -> list[Line]:
-    """The table's lines in the given order; a row with passages has one for each number of them. Raises ValueError for unknown names."""
-    if unknown := [name for name in names if name not in {*ROWS, ALL}]:
-        raise ValueError(f"unknown row {unknown[0]!r}: use {ALL}, or some of {', '.join(ROWS)}")
-    rows = [row for name in names for row in (ROWS.values() if name == ALL else (ROWS[name],))]
-    lines = [Line(row=row, passages=k) for row in rows for k in (passages if row.context is Context.PASSAGES else (0,))]
+    """The table's lines in the given order; a row with passages has one for each number of them: its own, as `RAG@1:2` says, else
+    `passages`. Raises ValueError for unknown names and for numbers that are none."""
+    lines: list[Line] = []
+    for asked in names:
+        name, at, numbers = asked.partition("@")
+        if name not in {*ROWS, ALL}:
+            raise ValueError(f"unknown row {name!r}: use {ALL}, or some of {', '.join(ROWS)}")
+        own = _numbers(asked, numbers) if at else passages
+        for row in ROWS.values() if name == ALL else (ROWS[name],):
+            lines += [Line(row=row, passages=k) for k in (own if row.context is Context.PASSAGES else (0,))]
     return list(dict.fromkeys(lines))
+
+
+def _numbers(asked: str, numbers: str) -> list[int]:
+    parts = numbers.split(":")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError(f"row {asked!r} has no numbers of passages behind its @: write them as RAG@1:2")
+    return [int(part) for part in parts]

@@ -28,6 +28,17 @@ def test_a_row_with_passages_has_a_line_for_each_number() -> None:
     assert [line.label for line in lines] == ["RAG, k=1", "RAG, k=4", "base"]
 
 
+def test_a_row_may_have_numbers_of_its_own() -> None:
+    lines = lines_of(["RAG", "RAG+KM@2:8", "base@3", "RAG@1"], [1, 4])
+    assert [line.label for line in lines] == ["RAG, k=1", "RAG, k=4", "RAG+KM, k=2", "RAG+KM, k=8", "base"]
+
+
+@pytest.mark.parametrize("numbers", ["", "0", "1:", "a", "1,2", "-1", "²"])
+def test_numbers_that_are_none_are_told(numbers: str) -> None:
+    with pytest.raises(ValueError, match="write them as RAG@1:2"):
+        lines_of([f"RAG@{numbers}"], [1])
+
+
 def test_all_rows_and_none_twice() -> None:
     lines = lines_of(["base", "all", "base"], [2])
     assert [line.row.name for line in lines] == list(ROWS)
