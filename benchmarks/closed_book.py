@@ -49,7 +49,7 @@ MODES = ("base", "wrong_module", "closed_book", "retrieval", "open_book")
 EXTRACTOR = "extractor"
 ANSWER_TOKENS = 64
 AT_ONCE = 8
-_LIBRARIES = ("torch", "transformers", "peft", "qdrant-client", "sentence-transformers", "rouge-score")
+_LIBRARIES = ("torch", "transformers", "qdrant-client", "sentence-transformers", "rouge-score")
 
 
 @dataclass(frozen=True, kw_only=True)

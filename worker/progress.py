@@ -85,7 +85,7 @@ class Remaining:
             case "teaching":
                 return _EXAMPLE
             case "fitting":
-                return _EXAMPLE * recipe.batch_size
+                return _EXAMPLE * recipe.batch_size / (1 - recipe.guard)
             case _:
                 return _GATE * self._units("teaching")
 

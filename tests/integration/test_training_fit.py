@@ -57,8 +57,8 @@ def test_it_lowers_the_held_out_loss(tiny: TinyTraining, student: Student) -> No
 
 @pytest.mark.parametrize("last", [5, 8], ids=["between-evaluations", "at-an-evaluation"])
 def test_a_stopped_run_resumes_to_the_very_same_tensors(tiny: TinyTraining, last: int) -> None:
-    """With dropout, so that the random numbers of a step are its own too."""
-    recipe = replace(RECIPE, dropout=0.1, max_steps=9)
+    """With dropout, so that the random numbers of a step are its own too, and with two rates."""
+    recipe = replace(RECIPE, dropout=0.1, max_steps=9, b_rate=4.0, learning_rate=3e-3)
     whole = run(tiny, StopAt(), "whole", recipe)
     with pytest.raises(Stopped):
         run(tiny, StopAt(last), "parts", recipe)
@@ -106,6 +106,14 @@ def test_a_smaller_micro_batch_gives_the_same_gradients(tiny: TinyTraining) -> N
     assert parts.loss_after == pytest.approx(whole.loss_after, rel=1e-3)
 
 
+def test_b_learns_at_its_own_rate(tiny: TinyTraining) -> None:
+    """A step of Adam moves every number by its rate: the first moves B, which is zero, and A not yet."""
+    usual, faster = (run(tiny, StopAt(), name, replace(RECIPE, max_steps=1, b_rate=rate)) for name, rate in (("one", 1.0), ("two", 4.0)))
+    moved = {name: b.abs().max().item() for name, b in usual.b.items()}
+    assert all(value == pytest.approx(RECIPE.learning_rate, rel=1e-2) for value in moved.values())
+    assert {name: b.abs().max().item() for name, b in faster.b.items()} == pytest.approx({name: 4 * value for name, value in moved.items()})
+
+
 def test_examples_beside_pass_with_every_step(tiny: TinyTraining, student: Student) -> None:
     """So many each, and the document's own batches stay what they are without them."""
     loss, passed = tiny.loss(student), []
@@ -129,7 +137,8 @@ def test_examples_beside_pass_with_every_step(tiny: TinyTraining, student: Stude
         beside=others,
         beside_each=2,
     )
-    assert [len(batch) for batch in passed] == [6] * 4, "one pack a step, as large as its share of others makes it"
+    assert [len(part) for part in passed] == [4, 2] * 4, "no pack is larger than a micro-batch"
+    passed = [[*passed[number], *passed[number + 1]] for number in range(0, 8, 2)]
     beside = [[e for e in batch if e.kind == "other"] for batch in passed]
     assert Counter(id(e) for batch in beside[:3] for e in batch) == {id(e): 2 for e in others}
     own = [{id(e) for e in batch if e.kind != "other"} for batch in passed]

@@ -1,16 +1,19 @@
 """Modules trained side by side, in processes of their own that share out the cores.
 
 On a CPU, two trainings of one thread each do more in an hour than one of two threads after the other. What they make lies in the cache,
-where an evaluation finds it.
+where an evaluation finds it. Whoever asked for them is the only one who knows of them: they end with it, however it ends.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -21,6 +24,13 @@ from worker.evaluation.documents import Document
 from worker.evaluation.parts import LoadEmbedder, Retrievers, base_of
 from worker.evaluation.rows import MIXED, Line
 
+PATIENCE = 10.0
+"""Seconds that an ended process is waited for."""
+
+
+class TrainingKilled(ValueError):
+    """A process that trained is gone without a word."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
@@ -29,6 +39,23 @@ class Wanted:
     document: Document
     objective: str
     worn_ke: ArtefactRef | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a process makes its trainings of. `arguments` are those of an evaluation or an extractor's training; `overrides` change its
+    preset; `load_embedder` goes to other processes: a function of a module, no lambda."""
+
+    arguments: argparse.Namespace
+    overrides: Mapping[str, Any]
+    load_embedder: LoadEmbedder
+    threads: int
+
+
+def setup_of(arguments: argparse.Namespace, overrides: Mapping[str, Any], load_embedder: LoadEmbedder) -> Setup:
+    """Each of `arguments.trainers` processes with its share of the threads."""
+    threads = max(1, torch.get_num_threads() // arguments.trainers)
+    return Setup(arguments=arguments, overrides=overrides, load_embedder=load_embedder, threads=threads)
 
 
 def wanted_by(lines: Sequence[Line], documents: Sequence[Document], extractor: Callable[[], ArtefactRef]) -> list[Wanted]:
@@ -41,56 +68,104 @@ def wanted_by(lines: Sequence[Line], documents: Sequence[Document], extractor: C
     ]
 
 
-def train_apart(
-    wanted: Sequence[Wanted],
-    arguments: argparse.Namespace,
-    overrides: Mapping[str, Any],
-    load_embedder: LoadEmbedder,
-    processes: int,
-    on_progress: Progress,
-) -> None:
-    """Train what is not there. `arguments` are those of an evaluation or an extractor's training; `overrides` change its preset;
-    `load_embedder` goes to other processes: a function of a module, no lambda.
+def train_apart(wanted: Sequence[Wanted], processes: int, setup: Setup, on_progress: Progress) -> None:
+    """Train each. Raises what a training raises, TrainingKilled if a process was killed: no other begins then, those that run are ended,
+    what was finished stays."""
+    if not wanted:
+        return
+    waiting, done = list(wanted), 0
+    helpers = [_Helper(setup) for _ in range(min(processes, len(waiting)))]
+    doing = f"modules, {len(helpers)} at once"
+    try:
+        for helper in helpers:
+            helper.give(waiting.pop(0))
+        on_progress(doing, 0, len(wanted))
+        while done < len(wanted):
+            for connection in wait([helper.connection for helper in helpers if helper.busy]):
+                helper = next(each for each in helpers if each.connection is connection)
+                helper.take()
+                done += 1
+                on_progress(doing, done, len(wanted))
+                if waiting:
+                    helper.give(waiting.pop(0))
+    finally:
+        for helper in helpers:
+            helper.end()
 
-    Raises what a training raises; BrokenProcessPool if a process is killed. What was finished stays.
-    """
-    threads = max(1, torch.get_num_threads() // processes)
-    on_progress(f"modules, {processes} at once", 0, len(wanted))
-    with ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=_begin, initargs=(arguments, overrides, load_embedder, threads)
-    ) as pool:
-        futures = [pool.submit(_train, each) for each in wanted]
+
+class _Helper:
+    """A process that trains one module after the other."""
+
+    def __init__(self, setup: Setup) -> None:
+        context = get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, setup), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.busy = False
+
+    def give(self, wanted: Wanted) -> None:
+        self.connection.send(wanted)
+        self.busy = True
+
+    def take(self) -> None:
+        """What it said: nothing, or the error that its training raised."""
+        self.busy = False
         try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                future.result()
-                on_progress(f"modules, {processes} at once", done, len(wanted))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            error = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join(PATIENCE)
+            code = self._process.exitcode
+            raise TrainingKilled(
+                f"a process that trained a module ended with {code}: if it was memory, let fewer train at once (--trainers)"
+            ) from None
+        if error is not None:
+            raise error
+
+    def end(self) -> None:
+        self._process.terminate()
+        self._process.join(PATIENCE)
+        self.connection.close()
 
 
-_artefacts: TrainedArtefacts | None = None
-"""Of a process that trains."""
+def _serve(connection: Connection, setup: Setup) -> None:
+    """Of such a process: all that it does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to the parent too, which ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    artefacts: TrainedArtefacts | None = None
+    while True:
+        try:
+            wanted: Wanted = connection.recv()
+        except EOFError:
+            return
+        try:
+            artefacts = artefacts or _artefacts(setup)
+            artefacts.module(wanted.document, wanted.objective, wanted.worn_ke)
+        except Exception as error:
+            connection.send(error)
+        else:
+            connection.send(None)
 
 
-def _begin(arguments: argparse.Namespace, overrides: Mapping[str, Any], load_embedder: LoadEmbedder, threads: int) -> None:
-    global _artefacts
-    torch.set_num_threads(threads)
-    base = base_of(arguments, _unheard)
-    _artefacts = TrainedArtefacts(
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _artefacts(setup: Setup) -> TrainedArtefacts:
+    torch.set_num_threads(setup.threads)
+    base = base_of(setup.arguments, _unheard)
+    return TrainedArtefacts(
         base,
-        arguments.cache,
-        preset=arguments.preset,
-        overrides=overrides,
-        seed=arguments.seed,
-        retriever=Retrievers(base, arguments, load_embedder),
+        setup.arguments.cache,
+        preset=setup.arguments.preset,
+        overrides=setup.overrides,
+        seed=setup.arguments.seed,
+        retriever=Retrievers(base, setup.arguments, setup.load_embedder),
         on_progress=_unheard,
     )
-
-
-def _train(wanted: Wanted) -> None:
-    assert _artefacts is not None, "the process has begun"
-    _artefacts.module(wanted.document, wanted.objective, wanted.worn_ke)
 
 
 def _unheard(doing: str, done: int, total: int) -> None:

@@ -9,6 +9,7 @@ decides nothing here: the table is to show what each objective is worth.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -17,11 +18,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol, get_args
 
 from server.engine.base_model import BaseModel
 from server.engine.options import EngineOptions
 from server.engine.request import ArtefactRef, Scope
+from server.errors import InvalidInput
 from server.modules.artefact import COMPOSITION, MANIFEST, write_composition
 from server.modules.canonical import canonical_json
 from server.modules.composition import ones
@@ -30,7 +33,7 @@ from server.modules.manifest import ArtefactKind, parse_manifest
 from worker.evaluation.documents import Document
 from worker.training.guard import guard_store
 from worker.training.pipeline import TrainingSpec, train
-from worker.training.recipe import Recipe, as_json, recipe_for
+from worker.training.recipe import ObjectiveName, Recipe, as_json, recipe_for
 
 ANY_IMPROVEMENT = -1e6
 LEFTOVERS = ("teacher", "checkpoint")
@@ -52,6 +55,10 @@ class Artefacts(Protocol):
         """The document's module by this objective, distilled while wearing `worn_ke` if one is named. Raises ArtefactUnavailable."""
         ...
 
+    def has(self, document: Document, objective: str, worn_ke: ArtefactRef | None) -> bool:
+        """Whether `module` would train nothing."""
+        ...
+
     def extractor(self, *, ones: bool = False) -> ArtefactRef:
         """`ones`: with every weight of its composition 1. Raises ArtefactUnavailable."""
         ...
@@ -70,7 +77,8 @@ class TrainedArtefacts:
         on_progress: Progress,
         extractor: ArtefactRef | None = None,
     ) -> None:
-        """`overrides` are fields of the preset's recipe that each objective is trained with."""
+        """`overrides` are fields of the preset's recipe that each objective is trained with, and under an objective's name those of its
+        own: `{"summaries": 8, "sdcd": {"batch_size": 4}}`."""
         self._base = base
         self._cache = cache
         self._preset = preset
@@ -88,15 +96,28 @@ class TrainedArtefacts:
     def module(self, document: Document, objective: str, worn_ke: ArtefactRef | None) -> ArtefactRef:
         """Trains it unless it is there. Raises what the training raises."""
         recipe = self._recipe(objective)
-        folder = self._cache / "modules" / self._key(document, recipe, worn_ke)
+        folder = self._folder(document, recipe, worn_ke)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(folder):
             if not (folder / "ref.json").exists():
                 self._train(document, recipe, folder, worn_ke)
             return _read_ref(folder)
 
+    def has(self, document: Document, objective: str, worn_ke: ArtefactRef | None) -> bool:
+        return (self._folder(document, self._recipe(objective), worn_ke) / "ref.json").exists()
+
+    def _folder(self, document: Document, recipe: Recipe, worn_ke: ArtefactRef | None) -> Path:
+        return self._cache / "modules" / self._key(document, recipe, worn_ke)
+
     def _recipe(self, objective: str) -> Recipe:
-        wanted = {"objective": objective, "gate_improvement": ANY_IMPROVEMENT, **self._overrides}
+        """Raises InvalidInput for what is no field."""
+        own = self._overrides.get(objective, {})
+        if not isinstance(own, Mapping):
+            raise InvalidInput(
+                f"{objective} in the recipe holds the fields of its modules alone, as {{{objective!r}: {{'max_steps': 100}}}}"
+            )
+        of_all = {name: value for name, value in self._overrides.items() if name not in get_args(ObjectiveName)}
+        wanted = {"objective": objective, "gate_improvement": ANY_IMPROVEMENT, **of_all, **own}
         if recipe_for(self._preset, {}).objective == objective:
             del wanted["objective"]
         return recipe_for(self._preset, wanted)
@@ -149,11 +170,16 @@ def extractor_of(directory: Path) -> ArtefactRef:
 
 
 def with_ones(extractor: ArtefactRef, folder: Path) -> ArtefactRef:
-    """The same lora, every weight 1: a copy under `folder`, made anew."""
-    directory = folder / f"{extractor.digest}-ones"
-    shutil.rmtree(directory, ignore_errors=True)
-    shutil.copytree(extractor.directory, directory, ignore=shutil.ignore_patterns(COMPOSITION))
-    write_composition(directory, ones(parse_manifest((directory / MANIFEST).read_bytes()).targets))
+    """The same lora, every weight 1: a copy under `folder`, made once."""
+    directory = folder / f"{_digest([extractor.digest, extractor.manifest_sha256])}-ones"
+    if not directory.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder) as temporary:
+            copy = Path(temporary) / "copy"
+            shutil.copytree(extractor.directory, copy, ignore=shutil.ignore_patterns(COMPOSITION))
+            write_composition(copy, ones(parse_manifest((copy / MANIFEST).read_bytes()).targets))
+            with contextlib.suppress(OSError):  # another evaluation was faster
+                copy.rename(directory)
     return extractor_of(directory)
 
 

@@ -22,6 +22,8 @@ from rich.table import Table
 from worker.evaluation.summary import Comparison, compare
 
 SMALLER_IS_BETTER = frozenset({"gold_nll", "gold_nll_eos"})
+SAME = ("dataset", "documents", "base", "passages")
+"""What tables must have in common for their lines to be compared."""
 Values = dict[str, list[list[float]]]
 """Of each measure, by document and question."""
 
@@ -41,12 +43,22 @@ class Compared:
 def lines_of(paths: Sequence[Path]) -> dict[str, Values]:
     """By label, as the table prints it. Raises ValueError for what is no table with values."""
     found: dict[str, Values] = {}
+    setting: dict[str, str | None] = {}
     for path in paths:
         try:
-            lines = json.loads(path.read_text(encoding="utf-8"))["lines"]
-            found |= {f"{line['row']}, k={line['passages']}" if line["passages"] else line["row"]: line["values"] for line in lines}
+            report = json.loads(path.read_text(encoding="utf-8"))
+            about = {name: report["setting"].get(name) for name in SAME}
+            lines = {
+                f"{line['row']}, k={line['passages']}" if line["passages"] else line["row"]: line["values"] for line in report["lines"]
+            }
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no table.json of an evaluation with the values of its questions") from error
+        for name, value in about.items():
+            if value != setting.setdefault(name, value):
+                raise ValueError(f"{path} is about another {name} than the tables before it: {value}, not {setting[name]}")
+        if twice := [label for label, values in lines.items() if found.get(label, values) != values]:
+            raise ValueError(f"{path} has a line {twice[0]} that is in a table before it, with other values: name one of the two tables")
+        found |= lines
     return found
 
 

@@ -21,7 +21,7 @@ from worker.evaluation.datasets import load_documents
 from worker.evaluation.documents import Document
 from worker.evaluation.parts import Bar, LoadEmbedder, Retrievers, base_of, packaged_embedder
 from worker.evaluation.rows import Line, lines_of
-from worker.evaluation.run import setting_of
+from worker.evaluation.run import setting_of, train_first
 from worker.evaluation.runner import Measurement, Setting, evaluate
 from worker.extractor.examples import REFUSAL
 
@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace, console: Console, load_embedder: LoadEmbe
         base = base_of(arguments, on_progress)
         retrievers = Retrievers(base, arguments, load_embedder)
         setting = setting_of(arguments, base, documents, retrievers, on_progress)
+        train_first(arguments, setting, lines, load_embedder)
         measured = refusals(setting, lines, str(arguments.extractor) if arguments.extractor else "none")
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / RESULT).write_text(json.dumps([asdict(each) for each in measured], indent=2))

@@ -12,7 +12,7 @@ from rich.console import Console
 from server.engine.base_model import BaseModel
 from server.engine.options import EngineOptions
 from worker.evaluation.answers import EngineReader, Reader, Remembered, Results
-from worker.evaluation.apart import train_apart, wanted_by
+from worker.evaluation.apart import setup_of, train_apart, wanted_by
 from worker.evaluation.artefacts import TrainedArtefacts, extractor_of
 from worker.evaluation.datasets import DATASETS, load_documents
 from worker.evaluation.documents import Document
@@ -20,7 +20,7 @@ from worker.evaluation.figure import draw_figure
 from worker.evaluation.l2_compression import CompressedReader
 from worker.evaluation.parts import Bar, LoadEmbedder, Retrievers, base_of, packaged_embedder
 from worker.evaluation.report import print_table, write_report
-from worker.evaluation.rows import Context, lines_of
+from worker.evaluation.rows import Context, Line, lines_of
 from worker.evaluation.runner import TOGETHER, Setting, evaluate
 from worker.evaluation.summary import summarise
 
@@ -36,9 +36,7 @@ def run(arguments: argparse.Namespace, console: Console, load_embedder: LoadEmbe
         base = base_of(arguments, on_progress)
         retrievers = Retrievers(base, arguments, load_embedder)
         setting = setting_of(arguments, base, documents, retrievers, on_progress)
-        if arguments.trainers > 1:
-            wanted = wanted_by(lines, documents, setting.artefacts.extractor)
-            train_apart(wanted, arguments, arguments.recipe, load_embedder, arguments.trainers, on_progress)
+        train_first(arguments, setting, lines, load_embedder)
         measurements = evaluate(setting, lines)
         on_progress("intervals and tests", 0, 1)
         summaries = summarise(measurements, arguments.seed)
@@ -64,6 +62,15 @@ def describe(arguments: argparse.Namespace, base: BaseModel, documents: Sequence
     }
 
 
+def train_first(arguments: argparse.Namespace, setting: Setting, lines: Sequence[Line], load_embedder: LoadEmbedder) -> None:
+    """The lines' modules, several at a time, where that was asked for; else each is trained when its line needs it."""
+    if arguments.trainers == 1:
+        return
+    wanted = wanted_by(lines, setting.documents, setting.artefacts.extractor)
+    missing = [each for each in wanted if not setting.artefacts.has(each.document, each.objective, each.worn_ke)]
+    train_apart(missing, arguments.trainers, setup_of(arguments, arguments.recipe, load_embedder), setting.on_progress)
+
+
 def setting_of(
     arguments: argparse.Namespace,
     base: BaseModel,
@@ -72,8 +79,8 @@ def setting_of(
     on_progress: Callable[[str, int, int], None],
 ) -> Setting:
     # A single request may fill the base's whole context; and what was read for an answer is there for its scores.
-    tokens = max(EngineOptions().kv_tokens, base.context_limit)
-    options = EngineOptions(kv_tokens=tokens, prefix_tokens=tokens, max_batch=TOGETHER)
+    usual = EngineOptions().kv_tokens
+    options = EngineOptions(kv_tokens=max(usual, base.context_limit), prefix_tokens=usual, max_batch=TOGETHER)
     engine, compressed = EngineReader(base, options), CompressedReader(base, arguments.kv_drop)
 
     def reader(context: Context) -> Reader:

@@ -26,7 +26,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """With the line before."""
+    """Of a line with another, question by question."""
 
     difference: Estimate
     p: float
@@ -63,6 +63,7 @@ def as_json(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
                 "module_of": summary.line.row.owner if summary.line.row.objective else None,
                 "extractor": summary.line.row.extractor,
                 "worn": summary.line.row.worn,
+                "ones": summary.line.row.ones,
             },
             "context": summary.line.row.context,
             "prompt_tokens": round(summary.prompt_tokens, 1),

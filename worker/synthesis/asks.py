@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from worker.synthesis.prompts import question_prompt
+
+POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +53,17 @@ def derived_seed(seed: int, *parts: object) -> int:
 
 
 def generated(asks: Sequence[Ask], generate: Generator, store: Path, step: Callable[[int, int], None]) -> dict[str, str]:
-    """Texts by the asks' keys. What `store` (JSON lines) holds is not generated again; a text is kept there before it is used."""
-    done = _stored(store)
-    missing = [ask for ask in asks if ask.key not in done]
-    left = len(missing)
-    step(len(asks) - left, len(asks))
+    """Texts by the asks' keys. What `store` (JSON lines) holds is not generated again; a text is kept there before it is used.
+
+    Trainings of one document may share a store: while one of them writes, others wait for its texts, and `step` is called meanwhile.
+    """
     store.parent.mkdir(parents=True, exist_ok=True)
     with store.open("a", encoding="utf-8") as file:
+        _alone(file, lambda: step(0, len(asks)))
+        done = _stored(store)
+        missing = [ask for ask in asks if ask.key not in done]
+        left = len(missing)
+        step(len(asks) - left, len(asks))
         if store.stat().st_size:
             file.write("\n")  # ends a line that a kill tore
 
@@ -74,9 +82,19 @@ def generated(asks: Sequence[Ask], generate: Generator, store: Path, step: Calla
 
 
 def _stored(store: Path) -> dict[str, str]:
-    """What earlier attempts generated; a line that a kill tore is generated again."""
+    """What earlier attempts generated; a line that a kill tore is generated again, and of two under one key the first was used."""
     done: dict[str, str] = {}
-    for line in store.read_text(encoding="utf-8").split("\n") if store.exists() else ():
+    for line in store.read_text(encoding="utf-8").split("\n"):
         with contextlib.suppress(ValueError):
-            done.update(json.loads(line))
+            done = json.loads(line) | done
     return done
+
+
+def _alone(file: IO[str], waiting: Callable[[], None]) -> None:
+    """Returns once no other process writes to it; the lock ends with the file."""
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            time.sleep(POLL_SECONDS)

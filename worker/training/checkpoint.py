@@ -57,5 +57,6 @@ def load_checkpoint(directory: Path, parameters: Mapping[str, torch.nn.Parameter
             best[name] = tensors[f"best/{name}"].to(parameter.device)
             moments = {key: tensors[f"adam/{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"adam/{key}/{name}" in tensors}
             if moments:
-                optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()}
+                # The step too: a fused optimiser counts it on the device.
+                optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
     return Checkpoint(state=json.loads((directory / "state.json").read_text()), best=best)

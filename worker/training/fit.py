@@ -82,12 +82,12 @@ def fit(
     on_step: Callable[[FitState], None],
     rates: Mapping[str, float] | None = None,
     beside: Sequence[Example] = (),
-    beside_each: int = 0,
+    beside_each: float = 0.0,
 ) -> FitResult:
     """Train until the schedule ends or the held-out loss stops falling; the best factors are returned and left on the student.
 
     `rates`: learning rates of the parameters, by name, that have one of their own; all follow the schedule.
-    `beside`: examples of another kind, of which `beside_each` pass with the batch of every step, beside its own.
+    `beside`: examples of another kind, of which `beside_each` on the mean pass with the batch of a step, beside its own.
     """
     parameters = student.parameters()
     optimizer = torch.optim.AdamW(_groups(parameters, recipe, rates or {}), weight_decay=0.0, fused=True)
@@ -102,9 +102,10 @@ def fit(
     started, tokens = time.monotonic(), 0
     try:
         while state.step < recipe.max_steps and not _stale(state, recipe):
-            batch = batch_at(training, recipe.batch_size, seed, state.step)
-            if beside:
-                batch += batch_at(beside, beside_each, seed, state.step)
+            batch = [
+                *batch_at(training, recipe.batch_size, seed, state.step),
+                *(batch_at(beside, beside_each, seed, state.step) if beside else ()),
+            ]
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * schedule(state.step, recipe)
             torch.manual_seed(seed * 1_000_003 + state.step)
@@ -138,10 +139,10 @@ def fit(
     )
 
 
-def batch_at(examples: Sequence[Example], size: int, seed: int, step: int) -> list[Example]:
-    """Examples of a step: consecutive slices of an endless series of seeded shuffles."""
+def batch_at(examples: Sequence[Example], size: float, seed: int, step: int) -> list[Example]:
+    """Examples of a step, `size` on the mean of all steps: consecutive slices of an endless series of seeded shuffles."""
     batch = []
-    for position in range(step * size, (step + 1) * size):
+    for position in range(math.floor(step * size), math.floor((step + 1) * size)):
         epoch, index = divmod(position, len(examples))
         order = list(range(len(examples)))
         random.Random(f"{seed}/{epoch}").shuffle(order)
@@ -198,7 +199,7 @@ def _step(batch: list[Example], loss: Loss, recipe: Schedule, optimizer: torch.o
     """One optimiser step; micro-batches weighted by their target tokens."""
     count = sum(len(e.target) for e in batch)
     total = 0.0
-    for part in micro_batches(batch, recipe.micro_batch * len(batch) // recipe.batch_size):
+    for part in micro_batches(batch, recipe.micro_batch):
         share = loss(part) * (sum(len(e.target) for e in part) / count)
         share.backward()  # type: ignore[no-untyped-call]
         total += float(share.detach())

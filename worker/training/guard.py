@@ -6,6 +6,7 @@ Of the shipped questions half are for training; the others are reserved for meas
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -31,16 +32,16 @@ def reserved_questions() -> list[str]:
     return list(_questions()[1::2])
 
 
-def guard_each(recipe: Recipe) -> int:
-    """Guard examples beside the batch of every step, so that they are the recipe's share of what passes."""
-    return round(recipe.batch_size * recipe.guard / (1 - recipe.guard))
+def guard_each(recipe: Recipe) -> float:
+    """Guard examples beside the batch of a step, on the mean, so that they are the recipe's share of what passes."""
+    return recipe.batch_size * recipe.guard / (1 - recipe.guard)
 
 
 def drawn(recipe: Recipe, seed: int) -> list[str]:
     """Training questions at random, as many different ones as the steps take: what is not general would be learned by heart."""
     questions = training_questions()
     random.Random(f"{seed}/guard").shuffle(questions)
-    return questions[: guard_each(recipe) * recipe.max_steps]
+    return questions[: math.ceil(guard_each(recipe) * recipe.max_steps)]
 
 
 def guard_pairs(questions: Sequence[str], generate: Generator, store: Path, step: Callable[[int, int], None]) -> list[TextPair]:

@@ -15,7 +15,7 @@ from worker.training.examples import Example
 Retrieve = Callable[[str], Sequence[str]]
 """Question -> passages of the document, best last."""
 OPEN = "open"
-"""The kind of such an example: they are longer than those without passages and pass apart from them."""
+"""The kind of such an example."""
 MOST = 2
 
 

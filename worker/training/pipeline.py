@@ -237,7 +237,7 @@ def _gate(base: BaseModel, student: Student, ref: ArtefactRef, data: Data, loss:
 
 
 def _original_shapes(student: Student) -> dict[str, Any]:
-    """The adapted layers while PEFT's wrappers stand in their places."""
+    """The adapted layers while the student's stand in their places."""
     a, _ = student.factors()
     return {name: student.base.get_submodule(name) for name in a}
 

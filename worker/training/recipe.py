@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, Literal, get_args
@@ -88,7 +89,7 @@ class Recipe(Schedule):
     with_passages: float = 0.0
     """Share of the question examples whose student reads one or two of the document's passages."""
     guard: float = 0.0
-    """Share of a step's examples, beside those of the document, that are general questions with the base's own answers; see
+    """Share of what passes in a step, beside the batch of the document, that are general questions with the base's own answers; see
     worker.training.guard."""
     ddcd_windows: int = 16
     """Random windows for every window's length of the document."""
@@ -144,7 +145,7 @@ STANDARD = Recipe(
     recitations=2,
     max_synthesis=1000,
 )
-"""Four to five times the work of `quick`: twice the generations, more to a step, three times the steps."""
+"""About four times the work of `quick`: twice the generations, more to a step, two and a half times the steps."""
 PAPER = Recipe(
     preset="paper",
     objective="sdcd",
@@ -164,6 +165,30 @@ PRESETS = {recipe.preset: recipe for recipe in (QUICK, STANDARD, PAPER)}
 
 _SHARES: Final = {"with_passages": 1.0, "guard": 0.5}
 """Each with the most that it may be."""
+_FROM_ONE: Final = frozenset(
+    [
+        "rank",
+        "alpha",
+        "learning_rate",
+        "b_rate",
+        "clip",
+        "max_steps",
+        "batch_size",
+        "micro_batch",
+        "evaluate_every",
+        "patience",
+        "chunk_tokens",
+        "window_tokens",
+        "summary_prompts",
+        "ddcd_windows",
+        "synthesis_batch",
+        "max_synthesis",
+        "teacher_cache_bytes",
+    ]
+)
+"""Numbers that are never 0."""
+_SMALLEST: Final = {"gate_improvement": -math.inf}
+"""Of a number that may be below 0: a training whose result is taken however it went."""
 _CHOICES: Final = {"objective": ObjectiveName, "hidden_term": HiddenTerm, "positions": Positions, "decay": Decay, "scope": ScopeName}
 
 
@@ -171,21 +196,33 @@ def recipe_for(preset: str, overrides: Mapping[str, Any]) -> Recipe:
     """A preset with named fields changed. Raises InvalidInput for an unknown preset, field or word."""
     if preset not in PRESETS:
         raise InvalidInput(f"unknown preset {preset!r}: use one of {', '.join(sorted(PRESETS))}")
-    unknown = set(overrides) - ({field.name for field in fields(Recipe)} - {"preset"})
-    if unknown:
+    kinds = {field.name: str(field.type) for field in fields(Recipe) if field.name != "preset"}
+    if unknown := set(overrides) - set(kinds):
         raise InvalidInput(f"not fields of a recipe that can be set: {', '.join(sorted(unknown))}")
+    for name, value in overrides.items():
+        _require_number(name, value, kinds[name])
     recipe = replace(PRESETS[preset], **overrides)
     for name, words in _CHOICES.items():
         if (chosen := getattr(recipe, name)) not in get_args(words):
             raise InvalidInput(f"unknown {name} {chosen!r} in the recipe: use one of {', '.join(get_args(words))}")
     for name, most in _SHARES.items():
-        if not isinstance(share := getattr(recipe, name), int | float) or not 0 <= share <= most:
+        if not 0 <= getattr(recipe, name) <= most:
             raise InvalidInput(f"{name} in the recipe is a share: use a number from 0 to {most}")
-    if not isinstance(recipe.teacher_cache_bytes, int) or recipe.teacher_cache_bytes < 1:
-        raise InvalidInput("teacher_cache_bytes in the recipe is a number of bytes: use a whole number from 1")
     if not 0 < recipe.ddcd_target < 1:
         raise InvalidInput("ddcd_target is a share of a window: use a number between 0 and 1")
     return recipe
+
+
+def _require_number(name: str, value: Any, kind: str) -> None:
+    """Of a field that is one, by its annotation: JSON has words, truths and NaN in its place, with which nothing is learned."""
+    from_one = name in _FROM_ONE
+    if kind == "float":
+        allowed = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not allowed or value < _SMALLEST.get(name, 0) or (from_one and not value):
+            raise InvalidInput(f"{name} in the recipe is a number {'above 0' if from_one else 'from 0 on'}, not {value!r}")
+    whole = kind.startswith("int") and not (value is None and kind.endswith("None"))
+    if whole and (not isinstance(value, int) or isinstance(value, bool) or value < from_one):
+        raise InvalidInput(f"{name} in the recipe is a whole number from {int(from_one)} on, not {value!r}")
 
 
 def for_base(recipe: Recipe, parameters: int) -> Recipe:

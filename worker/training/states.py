@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ def prefixes(body: nn.Module, rows: Sequence[tuple[int, ...]], device: torch.dev
     different = [row for row in dict.fromkeys(rows) if row]
     packed = pack([Row(tokens=row, shared=len(row) - 1) for row in different], device)
     packed.keeps = True
-    read(body, packed, OURS)
+    _pass(body, packed, states=False)
     found = dict(zip(different, packed.paths, strict=True))
     packed.paths = [found.get(row, ()) for row in rows]
     return packed
@@ -112,9 +113,13 @@ def prefixes(body: nn.Module, rows: Sequence[tuple[int, ...]], device: torch.dev
 
 def read(body: nn.Module, packed: Pack, reading: Reading) -> list[Tensor]:
     """States [1, T, H] of a pack's tokens, layer by layer."""
+    return list(_pass(body, packed, states=True).hidden_states[0 if reading.embeddings else 1 :])
+
+
+def _pass(body: nn.Module, packed: Pack, *, states: bool) -> Any:
+    """Without `states` for what is kept of keys and values alone: a long prefix's states are much, and nobody reads them."""
     with _attending(body), attention.packing(packed):
-        output = body(input_ids=packed.ids, position_ids=packed.positions, output_hidden_states=True, use_cache=False)
-    return list(output.hidden_states[0 if reading.embeddings else 1 :])
+        return body(input_ids=packed.ids, position_ids=packed.positions, output_hidden_states=states, use_cache=False)
 
 
 @contextmanager

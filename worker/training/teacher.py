@@ -8,7 +8,7 @@ is not in its keys.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -82,50 +82,55 @@ def run_teacher(
     unworn: Unworn | None = None,
 ) -> None:
     """Fill the cache. The bare prefix (header and context) of examples that share one is read once for all of them, or, where it is not
-    longer than PACK_TOKENS, once a pack; within `unworn` where that is given.
+    longer than PACK_TOKENS, once a pack; within `unworn` where that is given. What passes together does not depend on what is cached, so
+    that a run that goes on where one was killed stores the same numbers to the last bit.
 
     `step(done, total)` is called after every batch and may raise to stop; what is cached stays.
     """
     examples = list({example_key(example): example for example in examples}.values())
-    groups: dict[tuple[int, ...], list[Example]] = {}
-    for example in examples:
-        if not cache.has(example):
-            groups.setdefault(example.context.bare, []).append(example)
-    done = len(examples) - sum(len(group) for group in groups.values())
-    for batch, before in _batches(body, groups, device, unworn):
+    done = sum(map(cache.has, examples))
+    read: dict[tuple[int, ...], Pack] = {}
+    for batch, long in _batches(examples):
+        missing = sum(not cache.has(example) for example in batch)
+        if not missing:
+            continue
         targets = [e.target for e in batch]
-        if before is None:
+        if not long:
             states = prompt_states(body, [e.context for e in batch], targets, device, unworn=unworn, reading=reading)
         else:
-            after = list(before.paths) * len(batch)
-            states = target_states(body, [e.context.adapted for e in batch], targets, device, before=before, after=after, reading=reading)
+            bare = batch[0].context.bare
+            if bare not in read:
+                with (unworn or nullcontext)():
+                    read = {bare: prefixes(body, [bare], device)}
+            after = list(read[bare].paths) * len(batch)
+            adapted = [e.context.adapted for e in batch]
+            states = target_states(body, adapted, targets, device, before=read[bare], after=after, reading=reading)
         _store(cache, batch, states)
-        done += len(batch)
+        done += missing
         step(done, len(examples))
 
 
-def _batches(
-    body: nn.Module, groups: Mapping[tuple[int, ...], Sequence[Example]], device: torch.device, unworn: Unworn | None
-) -> Iterator[tuple[Sequence[Example], Pack | None]]:
-    """Examples that pass together, and what of them was read before: a long context. Short ones pass side by side."""
+def _batches(examples: Sequence[Example]) -> Iterator[tuple[Sequence[Example], bool]]:
+    """Examples that pass together, and whether they are those of one long context. Short ones pass side by side."""
+    groups: dict[tuple[int, ...], list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.context.bare, []).append(example)
     short: list[Example] = []
     tokens = 0
     for bare, group in groups.items():
         if len(bare) > PACK_TOKENS:
-            with (unworn or nullcontext)():
-                before = prefixes(body, [bare], device)
-            yield from ((group[start : start + BATCH], before) for start in range(0, len(group), BATCH))
+            yield from ((group[start : start + BATCH], True) for start in range(0, len(group), BATCH))
             continue
         for number, example in enumerate(group):
             more = len(example.context.adapted) + len(example.target) + (0 if number and short else len(bare))
             if short and tokens + more > PACK_TOKENS:
-                yield short, None
+                yield short, False
                 short, tokens = [], 0
                 more = len(example.context) + len(example.target)
             short.append(example)
             tokens += more
     if short:
-        yield short, None
+        yield short, False
 
 
 def _store(cache: TeacherCache, batch: Sequence[Example], states: Sequence[Tensor]) -> None:

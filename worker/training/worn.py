@@ -1,4 +1,5 @@
-"""Frozen LoRAs on a model that is being trained: linear layers that wear them stand where the model's own stood, and PEFT wraps these.
+"""Frozen LoRAs on a model that is being trained: linear layers that wear them stand where the model's own stood, and the student's stand
+around these.
 
     y = W x + sum over worn of  weight[l] * s * B A x
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from io import StringIO
 from pathlib import Path
 
@@ -45,6 +46,25 @@ def test_lines_of_several_tables_are_compared_question_by_question(tables: list[
     assert (rouge.measure, rouge.means, rouge.comparison.difference.mean, rouge.better) == ("rouge_l", (40.0, 20.0), 20.0, True)
     assert (nll.measure, nll.better) == ("gold_nll", False)
     assert [each.measure for each in compared(lines, "KE > base", ["gold_nll"])] == ["gold_nll"]
+
+
+def test_a_line_of_two_tables_must_be_the_same(tables: list[Path], tmp_path: Path) -> None:
+    same = [measurement(Line(row=ROWS["base"]), (10.0, 20.0), (30.0,)), measurement(Line(row=ROWS["ICL"]), (1.0, 2.0), (3.0,))]
+    write_report(tmp_path / "same", {"seed": 0}, same, summarise(same))
+    assert list(lines_of([tables[0], tmp_path / "same" / "table.json"])) == ["base", "KE", "ICL"]
+    changed = [measurement(Line(row=ROWS["base"]), (10.0, 20.0), (31.0,))]
+    write_report(tmp_path / "changed", {"seed": 0}, changed, summarise(changed))
+    with pytest.raises(ValueError, match="has a line base that is in a table before it"):
+        lines_of([tables[0], tmp_path / "changed" / "table.json"])
+
+
+@pytest.mark.parametrize("what", ["dataset", "documents", "base", "passages"])
+def test_tables_about_something_else_are_not_compared(tables: list[Path], what: str) -> None:
+    report = json.loads(tables[1].read_text())
+    report["setting"][what] = "another"
+    tables[1].write_text(json.dumps(report))
+    with pytest.raises(ValueError, match=f"is about another {what}"):
+        lines_of(tables[:2])
 
 
 def test_what_cannot_be_compared_is_said(tables: list[Path], tmp_path: Path) -> None:

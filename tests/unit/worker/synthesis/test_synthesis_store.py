@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 
-from worker.synthesis.asks import Ask
+from worker.synthesis.asks import Ask, generated
 from worker.synthesis.synthesise import Synthesis, synthesise
 from worker.training.recipe import QUICK, for_base
 
@@ -49,3 +50,34 @@ def test_a_tear_right_behind_a_value_joins_no_two_lines(tmp_path: Path) -> None:
     assert generate.asked <= 5
     run(store, generate)
     assert generate.asked <= 5
+
+
+def test_two_that_share_a_store_generate_each_text_once(tmp_path: Path) -> None:
+    """One waits, and tells so, while the other writes."""
+    store, first, second = tmp_path / "synthesis.jsonl", Generates(), Generates()
+    writing, may_end, waited = Event(), Event(), list[tuple[int, int]]()
+
+    def slow(asks: Sequence[Ask], on_finished: Callable[[int, str], None]) -> None:
+        writing.set()
+        assert may_end.wait(30)
+        first(asks, on_finished)
+
+    def told(done: int, total: int) -> None:
+        waited.append((done, total))
+        may_end.set()
+
+    recipe = replace(for_base(QUICK, 1), questions=0, summaries=4)
+    one = Thread(target=lambda: synthesise(TEXT, "Rules", recipe, 0, slow, store, lambda text: len(text.split()), lambda done, total: None))
+    one.start()
+    assert writing.wait(30)
+    synthesise(TEXT, "Rules", recipe, 0, second, store, lambda text: len(text.split()), told)
+    one.join()
+    assert (first.asked, second.asked) == (4, 0)
+    assert waited[0] == (0, 4)
+    assert waited[-1] == (4, 4)
+
+
+def test_of_two_texts_under_one_key_the_first_is_taken(tmp_path: Path) -> None:
+    store = tmp_path / "synthesis.jsonl"
+    store.write_text('{"key": "first"}\n{"key": "second"}\n')
+    assert generated([], Generates(), store, lambda done, total: None) == {"key": "first"}

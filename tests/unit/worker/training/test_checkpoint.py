@@ -16,13 +16,13 @@ from worker.training.checkpoint import Checkpoint, load_checkpoint, save_checkpo
 Made = tuple[dict[str, nn.Parameter], torch.optim.AdamW]
 
 
-def made(seed: int, steps: int = 2) -> Made:
-    """Two parameters after some steps of AdamW."""
+def made(seed: int, steps: int = 2, device: str = "cpu") -> Made:
+    """Two parameters after some steps of AdamW, as a fit's."""
     torch.manual_seed(seed)
-    parameters = {name: nn.Parameter(torch.randn(3, 2)) for name in ("one", "two")}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=0.1)
+    parameters = {name: nn.Parameter(torch.randn(3, 2, device=device)) for name in ("one", "two")}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=0.1, fused=True)
     for _ in range(steps):
-        sum((p.square().sum() for p in parameters.values()), torch.zeros(())).backward()  # type: ignore[no-untyped-call]
+        torch.stack([p.square().sum() for p in parameters.values()]).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
     return parameters, optimizer
@@ -52,6 +52,25 @@ def test_parameters_optimiser_state_and_best_come_back(tmp_path: Path) -> None:
         assert {key: value.tolist() for key, value in fresh.state[parameter].items()} == {
             key: value.tolist() for key, value in optimizer.state[saved[name]].items()
         }
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])
+def test_a_fused_optimiser_goes_on_from_it(tmp_path: Path, device: str) -> None:
+    """Its count of steps too must lie where it counts them."""
+    parameters, optimizer = made(7, device=device)
+    save_checkpoint(
+        tmp_path / "checkpoint",
+        Checkpoint(state={"step": 7}, best={name: p.detach().clone() for name, p in parameters.items()}),
+        parameters,
+        optimizer,
+    )
+    resumed, fresh = made(1, steps=0, device=device)
+    load_checkpoint(tmp_path / "checkpoint", resumed, fresh)
+    assert {state["step"].device.type for state in fresh.state.values()} == {device}
+    for given, stepped in ((parameters, optimizer), (resumed, fresh)):
+        torch.stack([p.square().sum() for p in given.values()]).sum().backward()  # type: ignore[no-untyped-call]
+        stepped.step()
+    assert all(torch.equal(resumed[name], parameter) for name, parameter in parameters.items())
 
 
 def test_there_may_be_none(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -18,18 +19,23 @@ def test_presets_are_named_as_they_say() -> None:
     assert {name: recipe.preset for name, recipe in PRESETS.items()} == {name: name for name in ("quick", "standard", "paper")}
 
 
-def test_the_standard_preset_is_three_to_four_quick_ones_of_every_kind_of_pair() -> None:
+def test_the_standard_preset_is_two_to_four_quick_ones_of_every_kind_of_pair() -> None:
     quick, standard = recipe_for("quick", {}), recipe_for("standard", {})
     assert standard.objective == "mixed"
     assert all(getattr(standard, kind.count) > 0 for kind in KINDS)
     assert standard.summary_prompts == len(SUMMARIES)
-    assert 3 <= standard.max_steps / quick.max_steps <= 4
+    assert 2 <= standard.max_steps / quick.max_steps <= 4
     assert 3 <= standard.max_synthesis / quick.max_synthesis <= 4
     windows, chunks = 40, 2
     generations = [
         sum(getattr(recipe, kind.count) * (chunks if kind.per == "chunk" else windows) for kind in WRITTEN) for recipe in (quick, standard)
     ]
     assert 2 <= generations[1] / generations[0] <= 4
+
+
+def test_a_chunk_may_be_left_to_the_base_and_a_gate_be_no_gate() -> None:
+    assert recipe_for("quick", {"chunk_tokens": None}).chunk_tokens is None
+    assert recipe_for("quick", {"gate_improvement": -1e6}).gate_improvement == -1e6
 
 
 def test_the_paper_preset_has_the_papers_numbers() -> None:
@@ -58,12 +64,21 @@ def test_named_fields_are_changed_and_the_preset_is_not() -> None:
         ("quick", {"positions": "all"}, "shifted, unshifted"),
         ("quick", {"decay": "none"}, "cosine, linear"),
         ("quick", {"scope": "question"}, "all, answer"),
-        ("quick", {"teacher_cache_bytes": 0}, "teacher_cache_bytes in the recipe is a number of bytes"),
-        ("quick", {"teacher_cache_bytes": 1e9}, "teacher_cache_bytes in the recipe is a number of bytes"),
+        ("quick", {"teacher_cache_bytes": 0}, "teacher_cache_bytes in the recipe is a whole number from 1 on"),
+        ("quick", {"teacher_cache_bytes": 1e9}, "teacher_cache_bytes in the recipe is a whole number from 1 on"),
         ("quick", {"ddcd_target": 1.0}, "between 0 and 1"),
         ("quick", {"ddcd_target": 0}, "between 0 and 1"),
         ("quick", {"with_passages": 1.5}, "with_passages in the recipe is a share"),
-        ("quick", {"with_passages": "half"}, "with_passages in the recipe is a share"),
+        ("quick", {"with_passages": "half"}, "with_passages in the recipe is a number from 0 on, not 'half'"),
+        ("quick", {"b_rate": math.nan}, "b_rate in the recipe is a number above 0, not nan"),
+        ("quick", {"b_rate": 0}, "b_rate in the recipe is a number above 0"),
+        ("quick", {"learning_rate": -1e-3}, "learning_rate in the recipe is a number above 0"),
+        ("quick", {"clip": math.inf}, "clip in the recipe is a number above 0, not inf"),
+        ("quick", {"guard": True}, "guard in the recipe is a number from 0 on, not True"),
+        ("quick", {"max_steps": 0}, "max_steps in the recipe is a whole number from 1 on, not 0"),
+        ("quick", {"max_steps": 10.0}, "max_steps in the recipe is a whole number from 1 on, not 10.0"),
+        ("quick", {"questions": -1}, "questions in the recipe is a whole number from 0 on, not -1"),
+        ("quick", {"chunk_tokens": "512"}, "chunk_tokens in the recipe is a whole number from 1 on, not '512'"),
         ("quick", {"guard": 0.6}, "guard in the recipe is a share: use a number from 0 to 0.5"),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from server.engine.base_model import BaseModel
 from tests.support.tiny_models import EOS, tiny_base
@@ -99,6 +100,34 @@ def test_what_is_cached_is_not_run_again(base: BaseModel, examples: list[Example
     assert forwards.count == before
     assert teach(base, examples, later) == [(12, 12)]
     assert forwards.count == before + 2
+
+
+@pytest.mark.parametrize("killed_at", range(1, 8))
+def test_a_run_that_was_killed_ends_with_the_same_bits(
+    base: BaseModel, tmp_path: Path, killed_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between any two files. What passes together must not depend on what is there: other shapes of products have other last bits."""
+    pairs = [replace(pair, context=f"{number % 3} {pair.context}") for number, pair in enumerate(tiny_pairs(9))]
+    examples = to_examples(base.tokenizer, pairs, EOS)
+    monkeypatch.setattr(teacher, "PACK_TOKENS", 2 * max(len(example.context) + len(example.target) for example in examples))
+    whole, parts = TeacherCache(tmp_path / "whole"), TeacherCache(tmp_path / "parts")
+    teach(base, examples, whole)
+    first = iter(range(killed_at))
+    put = TeacherCache.put
+
+    def put_until(self: TeacherCache, example: Example, states: Sequence[Tensor]) -> None:
+        if next(first, None) is None:
+            raise Stopped
+        put(self, example, states)
+
+    monkeypatch.setattr(TeacherCache, "put", put_until)
+    with pytest.raises(Stopped):
+        teach(base, examples, parts)
+    monkeypatch.setattr(TeacherCache, "put", put)
+    teach(base, examples, parts)
+    files = sorted(file.name for file in (tmp_path / "whole").iterdir())
+    assert len(files) == 9
+    assert all((tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes() for name in files)
 
 
 @pytest.mark.usefixtures("long")
