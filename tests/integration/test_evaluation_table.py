@@ -87,6 +87,18 @@ def test_the_whole_table_and_again_without_computing(house: Path, monkeypatch: p
     assert table(house)[1] == report
 
 
+def test_an_objective_may_have_fields_of_its_own(house: Path) -> None:
+    recipe = {**TWO_STEPS, "lm": {"max_steps": 1, "evaluate_every": 1}}
+    table(house, rows="KM_mixed,KM_LM", recipe=json.dumps(recipe), cache=house / "own-fields", out=house / "own-fields-out")
+    manifests = [json.loads(file.read_text()) for file in (house / "own-fields" / "modules").glob("*/attempt-1/artefact/manifest.json")]
+    assert (
+        sorted((manifest["objective"], manifest["recipe"]["max_steps"]) for manifest in manifests) == [("lm", 1)] * 2 + [("mixed", 2)] * 2
+    )
+    for wrong in (3, {"steps": 3}):
+        with pytest.raises(InvalidInput, match=r"lm in the recipe holds|steps"):
+            table(house, rows="KM_LM", recipe=json.dumps({"lm": wrong}), cache=house / "own-fields", out=house / "own-fields-out")
+
+
 def test_modules_are_trained_side_by_side(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artefacts, "train", refuse)  # in this process
     options = {"rows": "KM_mixed,KM_LM", "out": house / "apart", "cache": house / "apart-cache", "trainers": 2, "device": "cpu"}

@@ -59,7 +59,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embedder", help="the embedding model of retrieval (default: the packaged one)")
     parser.add_argument("--extractor", type=Path, help="a knowledge extractor's directory, for the rows with KE")
     parser.add_argument("--preset", default="quick", help="how much training: quick or paper (default: quick)")
-    parser.add_argument("--recipe", type=json_object, default={}, metavar="JSON", help="""fields of the recipe, as {"max_steps": 100}""")
+    parser.add_argument(
+        "--recipe",
+        type=json_object,
+        default={},
+        metavar="JSON",
+        help="""fields of the recipe, and under an objective's name those of its modules: {"summaries": 8, "lm": {"batch_size": 2}}""",
+    )
     add_trainers(parser)
     parser.add_argument("--seed", type=int, default=0, help="of trainings, intervals and tests (default: 0)")
 
