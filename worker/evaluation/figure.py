@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -16,6 +18,9 @@ LEFT, RIGHT, TOP, BOTTOM = 110, 420, 50, 100
 TEXT = 24
 DOT = 8
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#17becf", "#7f7f7f", "#bcbd22")
+Shape = Literal["circle", "square", "diamond"]
+SHAPES: tuple[Shape, ...] = ("circle", "square", "diamond")
+"""Of the first ten rows, of the next ten, of the rest: two rows look alike from the thirty-first on."""
 INK, GRID = "#222222", "#dddddd"
 LABELS = {"rouge_l": "Rouge-L", "accuracy": "accuracy (%)"}
 
@@ -88,19 +93,26 @@ class _Canvas:
 
     def draw_curves(self) -> None:
         for number, curve in enumerate(self._curves):
-            colour = COLOURS[number % len(COLOURS)]
+            round_, colour = divmod(number, len(COLOURS))
+            mark = partial(self._mark, colour=COLOURS[colour], shape=SHAPES[round_ % len(SHAPES)])
             spots = [(self._x(max(tokens, 1.0)), self._y(score)) for tokens, score in curve.points]
             if len(spots) > 1:
-                self._draw.line(spots, fill=colour, width=4, joint="curve")
+                self._draw.line(spots, fill=COLOURS[colour], width=4, joint="curve")
             for spot in spots:
-                self._dot(spot, colour)
+                mark(spot)
             y = TOP + 20 + number * (TEXT + 12)
-            self._dot((WIDTH - RIGHT + 40, y), colour)
+            mark((WIDTH - RIGHT + 40, y))
             self._text(WIDTH - RIGHT + 60, y, curve.name, "lm")
 
-    def _dot(self, spot: Point, colour: str) -> None:
+    def _mark(self, spot: Point, colour: str, shape: Shape) -> None:
         x, y = spot
-        self._draw.ellipse([x - DOT, y - DOT, x + DOT, y + DOT], fill=colour)
+        match shape:
+            case "circle":
+                self._draw.ellipse([x - DOT, y - DOT, x + DOT, y + DOT], fill=colour)
+            case "square":
+                self._draw.rectangle([x - DOT, y - DOT, x + DOT, y + DOT], fill=colour)
+            case "diamond":
+                self._draw.polygon([(x, y - DOT - 3), (x + DOT + 3, y), (x, y + DOT + 3), (x - DOT - 3, y)], fill=colour)
 
     def _text(self, x: float, y: float, text: str, anchor: str) -> None:
         self._draw.text((x, y), text, fill=INK, font=self._font, anchor=anchor)
