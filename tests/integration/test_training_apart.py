@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def fake_artefacts(setup: Setup) -> Artefacts:
     return Artefacts(setup.arguments.out)
 
 
-def serve(connection: apart.Connection, setup: Setup) -> None:
+def serve(connection: Connection, setup: Setup) -> None:
     """What a process does, with other artefacts: a new interpreter knows of no patch."""
     apart._artefacts = fake_artefacts  # type: ignore[assignment]
     apart_serve(connection, setup)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ class Scribe:
 
     def prompt_tokens(self, prompt: Prompt) -> int:
         return len(prompt)
+
+    def session(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def generate(self, requests: Sequence[EngineRequest], on_finished: Callable[[int, str], None]) -> None:
         for index in reversed(range(len(requests))):
