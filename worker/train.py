@@ -116,10 +116,10 @@ def _run_module(directory: Path, spec: dict[str, Any], reporter: Reporter, cores
     from worker.progress import Remaining
     from worker.training.guard import guard_store
     from worker.training.pipeline import TrainingSpec, train
-    from worker.training.recipe import recipe_for
+    from worker.training.recipe import recipe_for, while_wearing
 
     extractor = artefact_ref(spec.get("extractor"))
-    worn = {} if extractor is None else {"scope": str(extractor.scope)}  # unless the recipe names another
+    worn = {} if extractor is None else {"scope": str(extractor.scope), **while_wearing(spec["preset"])}  # unless the recipe names others
     recipe = recipe_for(spec["preset"], {**worn, **spec["recipe"]})
     reporter.remaining = Remaining(recipe)
     base = _load_base(spec, reporter)

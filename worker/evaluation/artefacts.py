@@ -33,7 +33,7 @@ from server.modules.manifest import ArtefactKind, parse_manifest
 from worker.evaluation.documents import Document
 from worker.training.guard import guard_store
 from worker.training.pipeline import TrainingSpec, train
-from worker.training.recipe import ObjectiveName, Recipe, as_json, recipe_for
+from worker.training.recipe import ObjectiveName, Recipe, as_json, recipe_for, while_wearing
 
 ANY_IMPROVEMENT = -1e6
 LEFTOVERS = ("teacher", "checkpoint")
@@ -95,7 +95,7 @@ class TrainedArtefacts:
 
     def module(self, document: Document, objective: str, worn_ke: ArtefactRef | None) -> ArtefactRef:
         """Trains it unless it is there. Raises what the training raises."""
-        recipe = self._recipe(objective)
+        recipe = self._recipe(objective, worn_ke)
         folder = self._folder(document, recipe, worn_ke)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(folder):
@@ -104,12 +104,12 @@ class TrainedArtefacts:
             return _read_ref(folder)
 
     def has(self, document: Document, objective: str, worn_ke: ArtefactRef | None) -> bool:
-        return (self._folder(document, self._recipe(objective), worn_ke) / "ref.json").exists()
+        return (self._folder(document, self._recipe(objective, worn_ke), worn_ke) / "ref.json").exists()
 
     def _folder(self, document: Document, recipe: Recipe, worn_ke: ArtefactRef | None) -> Path:
         return self._cache / "modules" / self._key(document, recipe, worn_ke)
 
-    def _recipe(self, objective: str) -> Recipe:
+    def _recipe(self, objective: str, worn_ke: ArtefactRef | None) -> Recipe:
         """Raises InvalidInput for what is no field."""
         own = self._overrides.get(objective, {})
         if not isinstance(own, Mapping):
@@ -117,7 +117,8 @@ class TrainedArtefacts:
                 f"{objective} in the recipe holds the fields of its modules alone, as {{{objective!r}: {{'max_steps': 100}}}}"
             )
         of_all = {name: value for name, value in self._overrides.items() if name not in get_args(ObjectiveName)}
-        wanted = {"objective": objective, "gate_improvement": ANY_IMPROVEMENT, **of_all, **own}
+        worn = {} if worn_ke is None else while_wearing(self._preset)
+        wanted = {"objective": objective, "gate_improvement": ANY_IMPROVEMENT, **worn, **of_all, **own}
         if recipe_for(self._preset, {}).objective == objective:
             del wanted["objective"]
         return recipe_for(self._preset, wanted)

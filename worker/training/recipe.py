@@ -163,6 +163,8 @@ SMALL_BASE = 1_000_000_000
 PRESETS = {recipe.preset: recipe for recipe in (QUICK, STANDARD, PAPER)}
 
 
+_WEARING: Final[Mapping[str, Mapping[str, Any]]] = {"quick": {"learning_rate": 1.5e-3}, "standard": {"learning_rate": 1e-3}}
+"""A student that wears an extractor begins near its teacher: at the rate of others it overshoots (docs/experiments.md)."""
 _SHARES: Final = {"with_passages": 1.0, "guard": 0.5}
 """Each with the most that it may be."""
 _FROM_ONE: Final = frozenset(
@@ -190,6 +192,11 @@ _FROM_ONE: Final = frozenset(
 _SMALLEST: Final = {"gate_improvement": -math.inf}
 """Of a number that may be below 0: a training whose result is taken however it went."""
 _CHOICES: Final = {"objective": ObjectiveName, "hidden_term": HiddenTerm, "positions": Positions, "decay": Decay, "scope": ScopeName}
+
+
+def while_wearing(preset: str) -> dict[str, Any]:
+    """Fields that a preset changes for a module that is distilled while wearing an extractor, before those that are asked for."""
+    return dict(_WEARING.get(preset, {}))
 
 
 def recipe_for(preset: str, overrides: Mapping[str, Any]) -> Recipe:

@@ -12,7 +12,7 @@ import pytest
 from server.errors import InvalidInput
 from worker.synthesis.kinds import KINDS, WRITTEN
 from worker.synthesis.prompts import SUMMARIES
-from worker.training.recipe import PRESETS, QUICK, ObjectiveName, Reading, Recipe, as_json, for_base, recipe_for
+from worker.training.recipe import PRESETS, QUICK, ObjectiveName, Reading, Recipe, as_json, for_base, recipe_for, while_wearing
 
 
 def test_presets_are_named_as_they_say() -> None:
@@ -31,6 +31,12 @@ def test_the_standard_preset_is_two_to_four_quick_ones_of_every_kind_of_pair() -
         sum(getattr(recipe, kind.count) * (chunks if kind.per == "chunk" else windows) for kind in WRITTEN) for recipe in (quick, standard)
     ]
     assert 2 <= generations[1] / generations[0] <= 4
+
+
+def test_a_student_that_wears_an_extractor_learns_at_half_the_rate() -> None:
+    for name in ("quick", "standard"):
+        assert recipe_for(name, while_wearing(name)).learning_rate == PRESETS[name].learning_rate / 2
+    assert while_wearing("paper") == while_wearing("unknown") == {}
 
 
 def test_a_chunk_may_be_left_to_the_base_and_a_gate_be_no_gate() -> None:
