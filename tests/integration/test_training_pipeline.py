@@ -200,7 +200,7 @@ def test_every_objective_makes_a_module_that_resumes_to_the_same(tmp_path: Path,
     ("changes", "told"),
     [
         ({"with_passages": 0.5}, {"with_passages": 3, "guard": 0}),
-        ({"guard": 0.25}, {"with_passages": 0, "guard": 12}),
+        ({"guard": 0.25}, {"with_passages": 0, "guard": 16}),
         ({"scope": "answer", "with_passages": 1.0}, {"with_passages": 6}),
         ({"teacher_cache_bytes": 30_000}, {"teacher_states": 1, "left_out": 8}),
     ],
