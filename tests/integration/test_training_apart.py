@@ -94,7 +94,7 @@ def test_as_many_at_once_as_wanted_and_each_once(tmp_path: Path) -> None:
     assert train(tmp_path) == []
 
 
-@pytest.mark.parametrize(("text", "error"), [("fails", InvalidInput), ("dies", TrainingKilled)])
+@pytest.mark.parametrize(("text", "error"), [pytest.param("fails", InvalidInput, marks=pytest.mark.slow), ("dies", TrainingKilled)])
 def test_after_one_that_does_not_end_well_none_begins_and_none_goes_on(tmp_path: Path, text: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         train(tmp_path, "waits", text, "", "", "")
@@ -104,7 +104,9 @@ def test_after_one_that_does_not_end_well_none_begins_and_none_goes_on(tmp_path:
         assert gone(*begun(tmp_path, "0"))
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_they_end_with_who_asked_for_them(tmp_path: Path, how: signal.Signals) -> None:
     asked = f"from tests.integration.test_training_apart import Path, train; train(Path({str(tmp_path)!r}), 'waits', 'waits', '')"
     with subprocess.Popen([sys.executable, "-c", asked], cwd=ROOT, stderr=subprocess.DEVNULL) as parent:
