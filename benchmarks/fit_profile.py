@@ -7,7 +7,6 @@ Synthesises the document's texts with the base model (minutes on 2 cores) and ta
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -17,9 +16,8 @@ from pathlib import Path
 import torch
 from torch.profiler import profile
 
-from benchmarks.padding import SEED, training_examples
+from benchmarks.padding import SEED, parser_of, training_examples
 from server.engine.base_model import load_base, prepare_base
-from server.engine.base_source import DEFAULT_BASE
 from worker.training.fit import batch_at, micro_batches
 from worker.training.objectives.registry import objective_of
 from worker.training.recipe import for_base, recipe_for
@@ -31,11 +29,7 @@ _LINES = 30
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--document", type=Path, default=Path("clients/examples/policy.md"))
-    parser.add_argument("--preset", default="quick")
-    parser.add_argument("--base", default=DEFAULT_BASE)
-    parser.add_argument("--models-dir", type=Path, default=Path("~/.cache/kmserve/models").expanduser())
+    parser = parser_of(__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--steps", type=int, default=5, help="that are timed, and as many that are profiled (default: 5)")
     arguments = parser.parse_args()

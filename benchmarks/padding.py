@@ -81,13 +81,18 @@ def training_examples(base: BaseModel, text: str, title: str, recipe: Recipe, fo
     return objective_of(recipe).data(source, recipe, SEED).training
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """Of a command about the training of one document."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--document", type=Path, default=Path("clients/examples/policy.md"))
     parser.add_argument("--preset", default="quick")
     parser.add_argument("--base", default=DEFAULT_BASE)
     parser.add_argument("--models-dir", type=Path, default=Path("~/.cache/kmserve/models").expanduser())
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    arguments = parser_of(__doc__).parse_args()
     base = load_base(prepare_base(arguments.base, arguments.models_dir))
     recipe = for_base(recipe_for(arguments.preset, {}), base.model.num_parameters())
     with tempfile.TemporaryDirectory() as folder:
