@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from server.engine.request import ArtefactRef
-from worker.evaluation.artefacts import Progress, TrainedArtefacts
+from worker.evaluation.artefacts import Artefacts, Progress, TrainedArtefacts
 from worker.evaluation.documents import Document
 from worker.evaluation.parts import LoadEmbedder, Retrievers, base_of
 from worker.evaluation.rows import MIXED, Line
@@ -66,6 +66,11 @@ def wanted_by(lines: Sequence[Line], documents: Sequence[Document], extractor: C
         for objective, worn in sorted(kinds, key=lambda kind: (kind[0] != MIXED, kind[1], kind[0]))
         for document in documents
     ]
+
+
+def untrained(wanted: Sequence[Wanted], artefacts: Artefacts) -> list[Wanted]:
+    """Those that are not there: no process is started for what is."""
+    return [each for each in wanted if not artefacts.has(each.document, each.objective, each.worn_ke)]
 
 
 def train_apart(wanted: Sequence[Wanted], processes: int, setup: Setup, on_progress: Progress) -> None:

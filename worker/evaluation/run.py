@@ -12,7 +12,7 @@ from rich.console import Console
 from server.engine.base_model import BaseModel
 from server.engine.options import EngineOptions
 from worker.evaluation.answers import EngineReader, Reader, Remembered, Results
-from worker.evaluation.apart import setup_of, train_apart, wanted_by
+from worker.evaluation.apart import setup_of, train_apart, untrained, wanted_by
 from worker.evaluation.artefacts import TrainedArtefacts, extractor_of
 from worker.evaluation.datasets import DATASETS, load_documents
 from worker.evaluation.documents import Document
@@ -66,8 +66,7 @@ def train_first(arguments: argparse.Namespace, setting: Setting, lines: Sequence
     """The lines' modules, several at a time, where that was asked for; else each is trained when its line needs it."""
     if arguments.trainers == 1:
         return
-    wanted = wanted_by(lines, setting.documents, setting.artefacts.extractor)
-    missing = [each for each in wanted if not setting.artefacts.has(each.document, each.objective, each.worn_ke)]
+    missing = untrained(wanted_by(lines, setting.documents, setting.artefacts.extractor), setting.artefacts)
     train_apart(missing, arguments.trainers, setup_of(arguments, arguments.recipe, load_embedder), setting.on_progress)
 
 

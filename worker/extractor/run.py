@@ -11,7 +11,7 @@ from rich.console import Console
 
 from server.engine.base_model import BaseModel
 from server.engine.request import ArtefactRef
-from worker.evaluation.apart import Wanted, setup_of, train_apart
+from worker.evaluation.apart import Wanted, setup_of, train_apart, untrained
 from worker.evaluation.artefacts import TrainedArtefacts, extractor_of
 from worker.evaluation.datasets import load_documents
 from worker.evaluation.documents import Document
@@ -43,8 +43,9 @@ def run(arguments: argparse.Namespace, console: Console, load_embedder: LoadEmbe
         )
         if arguments.trainers > 1 and arguments.modules != NONE:
             wanted = [Wanted(document=document, objective=_objective(arguments), worn_ke=_worn(arguments, start)) for document in documents]
-            missing = [each for each in wanted if not artefacts.has(each.document, each.objective, each.worn_ke)]
-            train_apart(missing, arguments.trainers, setup_of(arguments, arguments.module_recipe, load_embedder), on_progress)
+            train_apart(
+                untrained(wanted, artefacts), arguments.trainers, setup_of(arguments, arguments.module_recipe, load_embedder), on_progress
+            )
         trained = train_extractor(
             base,
             ExtractorSpec(
