@@ -42,6 +42,9 @@ def evaluate(
     passages: _Passages = None,
     passage_tokens: Annotated[int | None, typer.Option("--passage-tokens", help="Longest passage.", show_default="256")] = None,
     extractor: Annotated[Path | None, typer.Option("--extractor", help="A knowledge extractor's directory, for the rows with KE.")] = None,
+    worn: Annotated[
+        Path | None, typer.Option("--worn", help="The extractor that worn modules wear in their training.", show_default="--extractor")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option("--preset", help="How much training: quick, standard or paper.", show_default="quick")
     ] = None,
@@ -76,6 +79,7 @@ def evaluate(
         "passages": passages,
         "passage_tokens": passage_tokens,
         "extractor": extractor,
+        "worn": worn,
         "preset": preset,
         "recipe": recipe,
         "trainers": trainers,

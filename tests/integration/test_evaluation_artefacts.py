@@ -37,7 +37,16 @@ def retriever(document: Document) -> Any:
 class Made:
     """Artefacts of a cache, and what was heard while they were made."""
 
-    def __init__(self, base: BaseModel, cache: Path, *, seed: int = 0, extractor: ArtefactRef | None = None, **recipe: Any) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        cache: Path,
+        *,
+        seed: int = 0,
+        worn: ArtefactRef | None = None,
+        extractor: ArtefactRef | None = None,
+        **recipe: Any,
+    ) -> None:
         self.heard: list[str] = []
         self.artefacts = TrainedArtefacts(
             base,
@@ -48,6 +57,7 @@ class Made:
             retriever=retriever,
             on_progress=lambda doing, done, total: self.heard.append(doing),
             extractor=extractor,
+            worn_extractor=worn,
         )
 
     def module(self, document: Document = GATES) -> ArtefactRef:
@@ -118,6 +128,14 @@ def test_rows_with_an_extractor_need_one(base: BaseModel, tmp_path: Path) -> Non
         Made(base, tmp_path).artefacts.extractor()
     ref = write_extractor(tmp_path / "ke")
     assert Made(base, tmp_path, extractor=ref).artefacts.extractor() == ref
+
+
+def test_modules_may_wear_another_extractor_than_their_answers_do(base: BaseModel, tmp_path: Path) -> None:
+    ref, other = write_extractor(tmp_path / "ke"), write_extractor(tmp_path / "other")
+    assert Made(base, tmp_path, extractor=ref).artefacts.worn_extractor() == ref
+    assert Made(base, tmp_path, extractor=ref, worn=other).artefacts.worn_extractor() == other
+    with pytest.raises(ArtefactUnavailable):
+        Made(base, tmp_path).artefacts.worn_extractor()
 
 
 def test_an_extractor_may_be_worn_with_every_weight_1(base: BaseModel, tmp_path: Path) -> None:

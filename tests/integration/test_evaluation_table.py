@@ -204,6 +204,7 @@ def test_the_commands_options_are_those_of_the_evaluation(house: Path) -> None:
         "dtype": "float32",
         "embedder": "all-minilm-l6-v2",
         "extractor": house / "ke",
+        "worn": house / "worn",
         "preset": "paper",
         "kv_drop": 0.3,
         "trainers": 3,

@@ -58,11 +58,11 @@ def setup_of(arguments: argparse.Namespace, overrides: Mapping[str, Any], load_e
     return Setup(arguments=arguments, overrides=overrides, load_embedder=load_embedder, threads=threads)
 
 
-def wanted_by(lines: Sequence[Line], documents: Sequence[Document], extractor: Callable[[], ArtefactRef]) -> list[Wanted]:
+def wanted_by(lines: Sequence[Line], documents: Sequence[Document], worn_extractor: Callable[[], ArtefactRef]) -> list[Wanted]:
     """The modules of a table's lines, those of mixed data first: they write the texts that the others are distilled from, too."""
     kinds = {(line.row.objective, line.row.worn) for line in lines if line.row.objective is not None}
     return [
-        Wanted(document=document, objective=objective, worn_ke=extractor() if worn else None)
+        Wanted(document=document, objective=objective, worn_ke=worn_extractor() if worn else None)
         for objective, worn in sorted(kinds, key=lambda kind: (kind[0] != MIXED, kind[1], kind[0]))
         for document in documents
     ]

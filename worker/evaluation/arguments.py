@@ -58,7 +58,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, ... (default: auto)")
     parser.add_argument("--embedder", help="the embedding model of retrieval (default: the packaged one)")
     parser.add_argument("--extractor", type=Path, help="a knowledge extractor's directory, for the rows with KE")
-    parser.add_argument("--preset", default="quick", help="how much training: quick or paper (default: quick)")
+    parser.add_argument("--worn", type=Path, help="the extractor that worn modules wear while they are distilled (default: --extractor)")
+    parser.add_argument("--preset", default="quick", help="how much training: quick, standard or paper (default: quick)")
     parser.add_argument(
         "--recipe",
         type=json_object,

@@ -63,6 +63,10 @@ class Artefacts(Protocol):
         """`ones`: with every weight of its composition 1. Raises ArtefactUnavailable."""
         ...
 
+    def worn_extractor(self) -> ArtefactRef:
+        """What modules wear in their distillation, where a row says so. Raises ArtefactUnavailable."""
+        ...
+
 
 class TrainedArtefacts:
     def __init__(
@@ -76,9 +80,11 @@ class TrainedArtefacts:
         retriever: RetrieverOf,
         on_progress: Progress,
         extractor: ArtefactRef | None = None,
+        worn_extractor: ArtefactRef | None = None,
     ) -> None:
-        """`overrides` are fields of the preset's recipe that each objective is trained with, and under an objective's name those of its
-        own: `{"summaries": 8, "sdcd": {"batch_size": 4}}`."""
+        """Modules wear `worn_extractor` in their distillation, `extractor` where it is not named. `overrides` are fields of the preset's
+        recipe that each objective is trained with, and under an objective's name those of its own:
+        `{"summaries": 8, "sdcd": {"batch_size": 4}}`."""
         self._base = base
         self._cache = cache
         self._preset = preset
@@ -87,11 +93,15 @@ class TrainedArtefacts:
         self._retriever = retriever
         self._on_progress = on_progress
         self._extractor = extractor
+        self._worn_extractor = worn_extractor
 
     def extractor(self, *, ones: bool = False) -> ArtefactRef:
         if self._extractor is None:
             raise ArtefactUnavailable("rows with KE need a knowledge extractor: name its directory with --extractor, or leave them out")
         return with_ones(self._extractor, self._cache / "extractors") if ones else self._extractor
+
+    def worn_extractor(self) -> ArtefactRef:
+        return self._worn_extractor or self.extractor()
 
     def module(self, document: Document, objective: str, worn_ke: ArtefactRef | None) -> ArtefactRef:
         """Trains it unless it is there. Raises what the training raises."""

@@ -2,7 +2,8 @@
 
     python -m worker.evaluation.compare TABLE "KM_SDCD+KE > KE" "RAG+KM+KE, k=1 > RAG+KE, k=1"
 
-TABLE is a table.json, or several with commas: lines of tables over the same questions are compared as if they were of one. `A > B` says
+TABLE is a table.json, or several with commas: lines of tables over the same questions are compared as if they were of one; the lines of
+NAME=TABLE have NAME before theirs, as `NAME KE`, for tables whose rows have equal names and other extractors or recipes. `A > B` says
 that A is expected to be better; what is printed is A - B with its 95 % interval and the two-sided p of flipping signs, for every measure
 or for `--measures`. Computes nothing but that.
 """
@@ -40,26 +41,33 @@ class Compared:
     better: bool
 
 
-def lines_of(paths: Sequence[Path]) -> dict[str, Values]:
-    """By label, as the table prints it. Raises ValueError for what is no table with values."""
+def lines_of(tables: Sequence[str]) -> dict[str, Values]:
+    """By label, as the table prints it, behind the table's name where it has one. Raises ValueError for what is no table with values."""
     found: dict[str, Values] = {}
     setting: dict[str, str | None] = {}
-    for path in paths:
+    for name, path in map(_named, tables):
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
-            about = {name: report["setting"].get(name) for name in SAME}
+            about = {key: report["setting"].get(key) for key in SAME}
             lines = {
-                f"{line['row']}, k={line['passages']}" if line["passages"] else line["row"]: line["values"] for line in report["lines"]
+                name + (f"{line['row']}, k={line['passages']}" if line["passages"] else line["row"]): line["values"]
+                for line in report["lines"]
             }
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no table.json of an evaluation with the values of its questions") from error
-        for name, value in about.items():
-            if value != setting.setdefault(name, value):
-                raise ValueError(f"{path} is about another {name} than the tables before it: {value}, not {setting[name]}")
+        for key, value in about.items():
+            if value != setting.setdefault(key, value):
+                raise ValueError(f"{path} is about another {key} than the tables before it: {value}, not {setting[key]}")
         if twice := [label for label, values in lines.items() if found.get(label, values) != values]:
-            raise ValueError(f"{path} has a line {twice[0]} that is in a table before it, with other values: name one of the two tables")
+            raise ValueError(f"{path} has a line {twice[0]} that is in a table before it, with other values: give one of the two a name")
         found |= lines
     return found
+
+
+def _named(table: str) -> tuple[str, Path]:
+    """("NAME ", path), or ("", path)."""
+    name, given, path = table.partition("=")
+    return (f"{name} ", Path(path)) if given else ("", Path(table))
 
 
 def compared(lines: dict[str, Values], asked: str, measures: Sequence[str] = (), seed: int = 0) -> list[Compared]:
@@ -86,7 +94,7 @@ def _mean(stories: Sequence[Sequence[float]]) -> float:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> list[Compared]:
-    lines = lines_of([Path(path) for path in arguments.table.split(",")])
+    lines = lines_of(arguments.table.split(","))
     results = [each for asked in arguments.asked for each in compared(lines, asked, arguments.measures)]
     table = Table("measure", "expected better", "", "than", "", "difference (95 %)", "p", "holds")
     for each in results:
@@ -106,7 +114,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m worker.evaluation.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("table", help="a table.json, or several with commas")
+    parser.add_argument("table", metavar="TABLE", help="a table.json or NAME=table.json, or several with commas")
     parser.add_argument("asked", nargs="+", metavar="A > B", help="two lines, the one that should be better first")
     parser.add_argument("--measures", type=lambda text: text.split(","), default=[], help="names with commas (default: all)")
     return parser.parse_args(argv)

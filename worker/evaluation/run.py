@@ -57,6 +57,7 @@ def describe(arguments: argparse.Namespace, base: BaseModel, documents: Sequence
         "passages": f"at most {arguments.passage_tokens} tokens, {arguments.embedder or 'packaged'} embedder",
         "training": f"preset {arguments.preset}, changed {arguments.recipe or 'nothing'}, seed {arguments.seed}",
         "extractor": str(arguments.extractor.name) if arguments.extractor else "none",
+        "worn": str(arguments.worn.name) if arguments.worn else "the extractor",
         "kv_drop": arguments.kv_drop,
         "libraries": ", ".join(f"{name} {version(name)}" for name in _LIBRARIES),
     }
@@ -66,7 +67,7 @@ def train_first(arguments: argparse.Namespace, setting: Setting, lines: Sequence
     """The lines' modules, several at a time, where that was asked for; else each is trained when its line needs it."""
     if arguments.trainers == 1:
         return
-    missing = untrained(wanted_by(lines, setting.documents, setting.artefacts.extractor), setting.artefacts)
+    missing = untrained(wanted_by(lines, setting.documents, setting.artefacts.worn_extractor), setting.artefacts)
     train_apart(missing, arguments.trainers, setup_of(arguments, arguments.recipe, load_embedder), setting.on_progress)
 
 
@@ -94,6 +95,7 @@ def setting_of(
         retriever=retrievers,
         on_progress=on_progress,
         extractor=extractor_of(arguments.extractor) if arguments.extractor else None,
+        worn_extractor=extractor_of(arguments.worn) if arguments.worn else None,
     )
     return Setting(
         base=base,

@@ -139,7 +139,7 @@ def _outfits(setting: Setting, line: Line) -> list[tuple[ArtefactRef | None, Art
         raise ValueError(f"row {row.name} needs at least two documents: it wears another document's module")
     shift = 1 if row.owner is Owner.OTHER else 0
     wearing = [documents[(number + shift) % len(documents)] for number in range(len(documents))]
-    worn = setting.artefacts.extractor() if row.worn else None
+    worn = setting.artefacts.worn_extractor() if row.worn else None
     return [(setting.artefacts.module(document, row.objective, worn), extractor) for document in wearing]
 
 

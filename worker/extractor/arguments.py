@@ -42,7 +42,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     model.add_argument("--start", type=Path, help="an extractor's directory")
     model.add_argument("--recipe", type=json_object, default={}, metavar="JSON", help="fields of the extractor's recipe")
-    model.add_argument("--preset", default="quick", help="of the modules: quick or paper (default: quick)")
+    model.add_argument("--preset", default="quick", help="of the modules: quick, standard or paper (default: quick)")
     model.add_argument("--module-recipe", type=json_object, default={}, metavar="JSON", help="fields of the modules' recipe")
     add_trainers(model)
     model.add_argument("--seed", type=int, default=0)

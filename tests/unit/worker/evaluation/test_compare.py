@@ -29,17 +29,17 @@ def measurement(line: Line, *documents: tuple[float, ...]) -> Measurement:
 
 
 @pytest.fixture
-def tables(tmp_path: Path) -> list[Path]:
+def tables(tmp_path: Path) -> list[str]:
     """Two tables over the same three questions, and one over others."""
     one = [measurement(Line(row=ROWS["base"]), (10.0, 20.0), (30.0,)), measurement(Line(row=ROWS["KE"]), (15.0, 25.0), (35.0,))]
     two = [measurement(Line(row=ROWS["RAG"], passages=4), (20.0, 40.0), (60.0,))]
     other = [measurement(Line(row=ROWS["ICL"]), (1.0,), (2.0,))]
     for name, lines in (("one", one), ("two", two), ("other", other)):
         write_report(tmp_path / name, {"seed": 0}, lines, summarise(lines))
-    return [tmp_path / name / "table.json" for name in ("one", "two", "other")]
+    return [str(tmp_path / name / "table.json") for name in ("one", "two", "other")]
 
 
-def test_lines_of_several_tables_are_compared_question_by_question(tables: list[Path]) -> None:
+def test_lines_of_several_tables_are_compared_question_by_question(tables: list[str]) -> None:
     lines = lines_of(tables)
     assert list(lines) == ["base", "KE", "RAG, k=4", "ICL"]
     rouge, nll = compared(lines, "RAG, k=4 > base")
@@ -48,26 +48,29 @@ def test_lines_of_several_tables_are_compared_question_by_question(tables: list[
     assert [each.measure for each in compared(lines, "KE > base", ["gold_nll"])] == ["gold_nll"]
 
 
-def test_a_line_of_two_tables_must_be_the_same(tables: list[Path], tmp_path: Path) -> None:
+def test_a_line_of_two_tables_must_be_the_same(tables: list[str], tmp_path: Path) -> None:
     same = [measurement(Line(row=ROWS["base"]), (10.0, 20.0), (30.0,)), measurement(Line(row=ROWS["ICL"]), (1.0, 2.0), (3.0,))]
     write_report(tmp_path / "same", {"seed": 0}, same, summarise(same))
-    assert list(lines_of([tables[0], tmp_path / "same" / "table.json"])) == ["base", "KE", "ICL"]
+    assert list(lines_of([tables[0], str(tmp_path / "same" / "table.json")])) == ["base", "KE", "ICL"]
     changed = [measurement(Line(row=ROWS["base"]), (10.0, 20.0), (31.0,))]
     write_report(tmp_path / "changed", {"seed": 0}, changed, summarise(changed))
     with pytest.raises(ValueError, match="has a line base that is in a table before it"):
-        lines_of([tables[0], tmp_path / "changed" / "table.json"])
+        lines_of([tables[0], str(tmp_path / "changed" / "table.json")])
+    named = lines_of([tables[0], f"new={tmp_path / 'changed' / 'table.json'}"])
+    assert list(named) == ["base", "KE", "new base"]
+    assert compared(named, "new base > base", ["rouge_l"])[0].means == pytest.approx((61 / 3, 20.0))
 
 
 @pytest.mark.parametrize("what", ["dataset", "documents", "base", "passages"])
-def test_tables_about_something_else_are_not_compared(tables: list[Path], what: str) -> None:
-    report = json.loads(tables[1].read_text())
+def test_tables_about_something_else_are_not_compared(tables: list[str], what: str) -> None:
+    report = json.loads(Path(tables[1]).read_text())
     report["setting"][what] = "another"
-    tables[1].write_text(json.dumps(report))
+    Path(tables[1]).write_text(json.dumps(report))
     with pytest.raises(ValueError, match=f"is about another {what}"):
         lines_of(tables[:2])
 
 
-def test_what_cannot_be_compared_is_said(tables: list[Path], tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_said(tables: list[str], tmp_path: Path) -> None:
     lines = lines_of(tables)
     for asked, message in (("base", "no line"), ("base > nothing", "nothing is no line"), ("base > ICL", "same questions")):
         with pytest.raises(ValueError, match=message):
@@ -77,10 +80,10 @@ def test_what_cannot_be_compared_is_said(tables: list[Path], tmp_path: Path) -> 
     (tmp_path / "broken.json").write_text("{}")
     for path in (tmp_path / "broken.json", tmp_path / "absent.json"):
         with pytest.raises(ValueError, match=r"no table\.json"):
-            lines_of([path])
+            lines_of([str(path)])
 
 
-def test_the_command_prints_a_line_a_measure(tables: list[Path]) -> None:
+def test_the_command_prints_a_line_a_measure(tables: list[str]) -> None:
     output = StringIO()
     words = [f"{tables[0]},{tables[1]}", "KE > base", "RAG, k=4 > KE", "--measures", "rouge_l"]
     results = run(parse_arguments(words), Console(file=output, width=200))
