@@ -31,8 +31,8 @@ The team lead must answer a request within 4 working days. Up to 9 unused days m
 """
 QUESTION = "Which system is a request for leave entered in?"
 SMALL = {
-    "max_steps": 10,
-    "evaluate_every": 5,
+    "max_steps": 6,
+    "evaluate_every": 3,
     "learning_rate": 5e-3,
     "batch_size": 4,
     "micro_batch": 4,
@@ -41,7 +41,7 @@ SMALL = {
     "summaries": 0,
     "recitations": 1,
 }
-"""Half a minute; lowers the held-out loss by about 40 %."""
+"""A third of a minute; lowers the held-out loss by about half."""
 LONG = 600.0
 """Seconds that one step may take on a machine that has other things to do."""
 
