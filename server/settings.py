@@ -64,8 +64,10 @@ class Settings(BaseSettings):
     step_tokens: int = Field(default=512, ge=1)
     answer_seconds: float = Field(default=300.0, gt=0)
     max_rank: int = Field(default=32, ge=1)
-    shipped_extractor: Literal["active", "installed", "off"] = "installed"
+    shipped_extractor: Literal["active", "installed", "off"] = "active"
     """What becomes of the extractor that ships for the packaged base model at the first start."""
+    modules_wear_extractor: bool = False
+    """Whether teacher and student wear the active extractor while a module is distilled."""
 
     max_upload_bytes: int = Field(default=50 * MIB, ge=1)
     max_document_characters: int = Field(default=2_000_000, ge=1)

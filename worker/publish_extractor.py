@@ -25,7 +25,9 @@ from worker.publish import announced
 logger = logging.getLogger(__name__)
 
 
-def publish_extractor(database: SyncDatabase, store: ModuleStore, job: Job, artefact: Path, result: Result, *, max_attempts: int) -> Job:
+def publish_extractor(
+    database: SyncDatabase, store: ModuleStore, job: Job, artefact: Path, result: Result, *, wearing: bool, max_attempts: int
+) -> Job:
     """Publish the artefact of a running attempt and end its job: succeeded, or cancelled if asked to. The re-trainings that its activation
     queues, with `max_attempts` each, need no bell: the worker looks for another job now.
 
@@ -60,7 +62,7 @@ def publish_extractor(database: SyncDatabase, store: ModuleStore, job: Job, arte
                     gate=result.gate,
                 )
                 if job.params.get("activate"):
-                    _activate(session, extractor, max_attempts)
+                    _activate(session, extractor, wearing, max_attempts)
                 logger.info("job %s: published extractor %s of %s", job.id, extractor.id, owner)
                 return jobs.succeed(session, job.id, job.attempt)
         except BaseException:
@@ -68,13 +70,13 @@ def publish_extractor(database: SyncDatabase, store: ModuleStore, job: Job, arte
             raise
 
 
-def _activate(session: Session, extractor: Extractor, max_attempts: int) -> None:
+def _activate(session: Session, extractor: Extractor, wearing: bool, max_attempts: int) -> None:
     """Where the owner has no active one: a switch of what answers is for people to decide."""
     if any(other.active for other in extractors.lock(session, extractor.owner)):
         return
     try:
         with session.begin_nested():
-            activation.switch(session, extractor.owner, extractor.id, max_attempts=max_attempts)
+            activation.switch(session, extractor.owner, extractor.id, wearing=wearing, max_attempts=max_attempts)
     except IntegrityError:  # the owner's first two, published at once
         logger.info("extractor %s is not activated: another one of its owner's came first", extractor.id)
 

@@ -131,8 +131,8 @@ class Supervisor:
     def _publish(self, job: Job, artefact: Path, result: Result) -> Job:
         if job.kind != JobKind.EXTRACTOR:
             return publish(self._database, self._store, job, artefact, result)
-        attempts = self._settings.max_attempts
-        return publish_extractor(self._database, self._store, job, artefact, result, max_attempts=attempts)
+        wearing, attempts = self._settings.modules_wear_extractor, self._settings.max_attempts
+        return publish_extractor(self._database, self._store, job, artefact, result, wearing=wearing, max_attempts=attempts)
 
     def _give_up(self, job: Job, error: Exception) -> Job:
         """After an attempt that failed around its trainer: a full disk, an artefact that is not what was said, a document that is gone."""

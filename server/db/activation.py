@@ -22,12 +22,12 @@ _ASKED: Final = ("preset", "recipe", "seed")
 """Of a module's training: it is trained again as it was."""
 
 
-def switch(session: Session, owner: str, extractor_id: str | None, *, max_attempts: int) -> int:
+def switch(session: Session, owner: str, extractor_id: str | None, *, wearing: bool, max_attempts: int) -> int:
     """Make one of the owner's extractors its active one, or none of them; how many trainings that queued. Ring for them afterwards.
 
     All at once for whoever looks: the transaction's other end sees the new one alone. The caller has seen that the extractor is the
     owner's. Where the tenants that it serves get another lora by this, those of their documents are trained again whose module wears
-    another one, or is being trained while wearing it.
+    another one, or, if trainings are `wearing` the active one, is being trained while wearing it.
     """
     extractors.lock(session, owner)
     before = _lora(session, owner)
@@ -38,7 +38,7 @@ def switch(session: Session, owner: str, extractor_id: str | None, *, max_attemp
     after = _lora(session, owner)
     if after is None or after == before:
         return 0
-    return sum(_retrain(session, tenant, before, after, max_attempts) for tenant in _served(session, owner))
+    return sum(_retrain(session, tenant, before if wearing else None, after, max_attempts) for tenant in _served(session, owner))
 
 
 def _lora(session: Session, owner: str) -> str | None:
@@ -55,8 +55,9 @@ def _served(session: Session, owner: str) -> Sequence[str]:
 
 
 def _retrain(session: Session, tenant_id: str, before: str | None, lora: str, max_attempts: int) -> int:
+    """`before`: what a training that is running wears, None for nothing."""
     stale = and_(Module.wears.is_not(None), Module.wears != lora)
-    # What is being trained wears the lora that was active when it was started; nothing was worn before the first one.
+    # What is being trained wears the lora that was active when it was started.
     due = stale if before is None else or_(stale, _has_job(JobState.RUNNING))
     made_by = aliased(Job)
     wanted = (

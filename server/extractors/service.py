@@ -26,6 +26,7 @@ from server.jobs.schemas import Job
 from server.modules.store import ModuleStore
 from server.parts import Parts
 from server.security import Caller, KeyScope
+from server.settings import Settings
 from server.transactions import reading, writing
 
 
@@ -74,7 +75,7 @@ async def deactivate(parts: Parts, caller: Caller, extractor_id: str) -> Switche
 
 
 async def _switch(parts: Parts, caller: Caller, extractor_id: str, *, active: bool) -> Switched:
-    switched = await writing(parts.database, _switch_rows, caller, extractor_id, active, parts.settings.max_attempts)
+    switched = await writing(parts.database, _switch_rows, caller, extractor_id, active, parts.settings)
     if switched.retraining:
         parts.tasks.start(asyncio.to_thread(parts.ring))
     return switched
@@ -152,11 +153,13 @@ def _check_servable(store: ModuleStore, found: Found, fingerprint: str) -> None:
         raise ExtractorNotServable("the extractor's files are not there; make their store reachable, or train it again")
 
 
-def _switch_rows(session: Session, caller: Caller, extractor_id: str, active: bool, max_attempts: int) -> Switched:
+def _switch_rows(session: Session, caller: Caller, extractor_id: str, active: bool, settings: Settings) -> Switched:
     extractor = changeable(session, caller, extractor_id).extractor
     retraining = 0
     if active or extractor.active:
-        retraining = activation.switch(session, extractor.owner, extractor.id if active else None, max_attempts=max_attempts)
+        chosen = extractor.id if active else None
+        wearing, attempts = settings.modules_wear_extractor, settings.max_attempts
+        retraining = activation.switch(session, extractor.owner, chosen, wearing=wearing, max_attempts=attempts)
     found = repository.find(session, caller.tenant, extractor_id)
     action = "activate_extractor" if active else "deactivate_extractor"
     audit.record(session, caller.tenant, action, extractor=extractor_id, owner=extractor.owner, retraining=retraining)

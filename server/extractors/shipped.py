@@ -90,7 +90,7 @@ def _publish(session: Session, store: ModuleStore, copy: Path, ref: ArtefactRef,
         composition_digest=composition,
     )
     if active:
-        activation.switch(session, SYSTEM_OWNER, row.id, max_attempts=settings.max_attempts)
+        activation.switch(session, SYSTEM_OWNER, row.id, wearing=settings.modules_wear_extractor, max_attempts=settings.max_attempts)
     audit.record(session, OPERATOR_TENANT, _ACTION, extractor=row.id, owner=SYSTEM_OWNER, composition=composition)
     logger.info("installed the extractor %s, which ships for this base model%s", name, "; it is active" if active else "")
 

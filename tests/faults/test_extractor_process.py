@@ -30,7 +30,7 @@ EXTRACTOR: dict[str, Any] = {
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
-    rig = make_rig(tmp_path / "data", lease_seconds=60, base_model=str(tiny_base_on_disk(tmp_path)), **MACHINE)
+    rig = make_rig(tmp_path / "data", lease_seconds=60, base_model=str(tiny_base_on_disk(tmp_path)), modules_wear_extractor=True, **MACHINE)
     yield rig
     rig.close()
 
@@ -48,7 +48,7 @@ def test_modules_then_an_extractor_over_them_then_a_module_that_wears_it(rig: Ri
     [extractor] = rig.extractors()
     assert not extractor.active
     with rig.database.write() as session:
-        activation.switch(session, "acme", extractor.id, max_attempts=3)
+        activation.switch(session, "acme", extractor.id, wearing=True, max_attempts=3)
     later = trained(rig)
     assert rig.versions(later)[-1].wears == extractor.lora_digest
 

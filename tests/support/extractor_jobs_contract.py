@@ -29,9 +29,9 @@ def added(database: SyncDatabase, owner: str, lora: str, *, active: bool = False
         return extractor(session, owner, lora, active=active, **changes)
 
 
-def switched(database: SyncDatabase, owner: str, extractor_id: str | None) -> int:
+def switched(database: SyncDatabase, owner: str, extractor_id: str | None, *, wearing: bool = True) -> int:
     with database.write() as session:
-        return activation.switch(session, owner, extractor_id, max_attempts=3)
+        return activation.switch(session, owner, extractor_id, wearing=wearing, max_attempts=3)
 
 
 def retrainings(database: SyncDatabase) -> list[str]:
@@ -191,6 +191,15 @@ class ActivationContract:
             training(session, queued)
         assert switched(database, "acme", added(database, "acme", NEW)) == 1
         assert retrainings(database) == [running.document_id]
+
+    def test_one_that_runs_and_wears_nothing_is_enough(self, database: SyncDatabase) -> None:
+        added(database, "acme", OLD, active=True)
+        with database.write() as session:
+            training(session, upload(session))
+            jobs.claim(session, jobs.WORKER_KINDS, "worker-1", 60.0)
+        worn = wearing(database, OLD)
+        assert switched(database, "acme", added(database, "acme", NEW), wearing=False) == 1
+        assert retrainings(database) == [worn.document_id]
 
     def test_the_first_extractor_trains_nothing(self, database: SyncDatabase) -> None:
         """What was trained without one is served with any."""

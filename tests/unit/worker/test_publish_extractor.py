@@ -31,7 +31,7 @@ def result_of(artefact: FakeArtefact) -> Result:
 
 
 def put(rig: Rig, job: Job, artefact: FakeArtefact) -> Job:
-    return publish_extractor(rig.database, rig.store, job, artefact.directory, result_of(artefact), max_attempts=3)
+    return publish_extractor(rig.database, rig.store, job, artefact.directory, result_of(artefact), wearing=True, max_attempts=3)
 
 
 def files(rig: Rig) -> list[str]:

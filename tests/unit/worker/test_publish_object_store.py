@@ -144,7 +144,7 @@ def test_a_job_that_could_not_be_published_is_tried_again(rig: Rig, tmp_path: Pa
 def put_extractor(rig: Rig, store: CachedStore, job: Job, made: FakeArtefact) -> Job:
     proof = {"digest": made.digest, "manifest_sha256": made.manifest_sha256}
     result = Result(artefact="artefact", gate={"passed": True}, composition=made.composition, **proof)
-    return publish_extractor(rig.database, store, job, made.directory, result, max_attempts=3)
+    return publish_extractor(rig.database, store, job, made.directory, result, wearing=True, max_attempts=3)
 
 
 def test_an_extractor_is_where_another_machine_finds_it(rig: Rig, store: CachedStore, objects: FaultyObjects, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from server.db import documents, jobs
 from server.db.blobs import BlobStore
 from server.db.tables import DocumentStatus, JobKind, JobState
+from tests.support import rows
 from tests.support.rows import expire_lease
 from tests.support.training_rig import PATIENCE, Rig, Step, alive, eventually, fake_artefact, make_rig, stage
 from worker.workspace import Workspace
@@ -73,6 +74,19 @@ def test_the_trainer_is_told_what_it_needs(rig: Rig) -> None:
     assert spec["base"] == {"source": rig.settings.base_model, "models_dir": str(rig.settings.root / "models")}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("wears", [False, True])
+def test_a_module_is_trained_without_the_active_extractor_unless_the_operator_wants_it(tmp_path: Path, wears: bool) -> None:
+    rig = make_rig(tmp_path, modules_wear_extractor=wears)
+    with rig.database.write() as session:
+        rows.extractor(session, "system", "a" * 64)
+    document, job_id = rig.upload([stage("loading"), HANG])
+    rig.start_work()
+    rig.reach(job_id, "loading")
+    worn = json.loads((rig.directory(document, job_id) / "spec.json").read_text())["extractor"]
+    assert (worn and worn["digest"]) == ("a" * 64 if wears else None)
+    rig.close()
 
 
 def test_a_generators_address_is_in_the_spec_and_its_key_is_not(tmp_path: Path) -> None:

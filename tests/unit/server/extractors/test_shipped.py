@@ -50,8 +50,8 @@ def operator(settings: Settings) -> None:
 
 
 @pytest.fixture
-def active(settings: Settings) -> Settings:
-    return settings.model_copy(update={"shipped_extractor": "active"})
+def installed(settings: Settings) -> Settings:
+    return settings.model_copy(update={"shipped_extractor": "installed"})
 
 
 def write(settings: Settings, work: Callable[[Session], T]) -> T:
@@ -67,13 +67,12 @@ def ref_of(shipped: Path) -> ArtefactRef:
     return described(shipped / NAME, ArtefactKind.KNOWLEDGE_EXTRACTOR)
 
 
-def test_the_first_start_installs_it_for_the_operator_to_activate(settings: Settings, store: ModuleStore, shipped: Path) -> None:
-    install(settings, store, BASE, shipped)
-    assert [(row.name, row.active) for row in of_the_system(settings)] == [(NAME, False)]
+def test_a_setting_leaves_it_for_the_operator_to_activate(installed: Settings, store: ModuleStore, shipped: Path) -> None:
+    install(installed, store, BASE, shipped)
+    assert [(row.name, row.active) for row in of_the_system(installed)] == [(NAME, False)]
 
 
-def test_a_setting_makes_it_active_at_once(active: Settings, store: ModuleStore, shipped: Path) -> None:
-    settings = active
+def test_the_first_start_installs_it_and_makes_it_active(settings: Settings, store: ModuleStore, shipped: Path) -> None:
     install(settings, store, BASE, shipped)
     [row] = of_the_system(settings)
     ref = ref_of(shipped)
@@ -85,10 +84,9 @@ def test_a_setting_makes_it_active_at_once(active: Settings, store: ModuleStore,
     assert [path.name for path in place.parent.iterdir()] == [ref.composition], "nothing staged is left"
 
 
-def test_the_next_start_changes_nothing(active: Settings, store: ModuleStore, shipped: Path) -> None:
-    settings = active
+def test_the_next_start_changes_nothing(settings: Settings, store: ModuleStore, shipped: Path) -> None:
     install(settings, store, BASE, shipped)
-    write(settings, lambda session: activation.switch(session, SYSTEM_OWNER, None, max_attempts=3))
+    write(settings, lambda session: activation.switch(session, SYSTEM_OWNER, None, wearing=True, max_attempts=3))
     install(settings, store, BASE, shipped)
     assert [row.active for row in of_the_system(settings)] == [False]
 
@@ -101,8 +99,7 @@ def test_one_that_was_deleted_does_not_come_back(settings: Settings, store: Modu
     assert of_the_system(settings) == []
 
 
-def test_a_new_one_is_installed_beside_the_old_and_is_for_people_to_activate(active: Settings, store: ModuleStore, shipped: Path) -> None:
-    settings = active
+def test_a_new_one_is_installed_beside_the_old_and_is_for_people_to_activate(settings: Settings, store: ModuleStore, shipped: Path) -> None:
     install(settings, store, BASE, shipped)
     shutil.rmtree(shipped / NAME)
     write_extractor(shipped / "better", seed=1)
@@ -110,8 +107,7 @@ def test_a_new_one_is_installed_beside_the_old_and_is_for_people_to_activate(act
     assert [(row.name, row.active) for row in of_the_system(settings)] == [(NAME, True), ("better", False)]
 
 
-def test_where_the_operator_has_one_already_it_is_not_activated(active: Settings, store: ModuleStore, shipped: Path) -> None:
-    settings = active
+def test_where_the_operator_has_one_already_it_is_not_activated(settings: Settings, store: ModuleStore, shipped: Path) -> None:
     write_extractor(shipped / "a", seed=1)
     install(settings, store, BASE, shipped)
     assert [(row.name, row.active) for row in of_the_system(settings)] == [("a", True), (NAME, False)]
