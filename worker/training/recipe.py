@@ -119,10 +119,11 @@ class Recipe(Schedule):
 QUICK = Recipe(
     preset="quick",
     objective="mixed",
-    max_steps=40,
+    max_steps=64,
+    batch_size=5,
     learning_rate=3e-3,
     b_rate=4.0,
-    evaluate_every=8,
+    evaluate_every=16,
     summaries=2,
     questions=4,
     question_tokens=40,
@@ -145,7 +146,7 @@ STANDARD = Recipe(
     recitations=2,
     max_synthesis=1000,
 )
-"""About four times the work of `quick`: twice the generations, more to a step, two and a half times the steps."""
+"""About four times the work of `quick`: twice the generations, and two and a half times the examples, which are longer."""
 PAPER = Recipe(
     preset="paper",
     objective="sdcd",

@@ -24,7 +24,7 @@ def test_the_standard_preset_is_two_to_four_quick_ones_of_every_kind_of_pair() -
     assert standard.objective == "mixed"
     assert all(getattr(standard, kind.count) > 0 for kind in KINDS)
     assert standard.summary_prompts == len(SUMMARIES)
-    assert 2 <= standard.max_steps / quick.max_steps <= 4
+    assert 2 <= (standard.max_steps * standard.batch_size) / (quick.max_steps * quick.batch_size) <= 4
     assert 3 <= standard.max_synthesis / quick.max_synthesis <= 4
     windows, chunks = 40, 2
     generations = [
