@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import typer
 from kmserve_client.aio import AsyncClient
@@ -23,6 +24,7 @@ from server.cli_models import prepare_apart
 from server.cli_progress import JobBars
 from server.cli_stack import Stack, isolated, terminable, while_alive
 from server.cli_up import start
+from server.settings import Settings
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "clients" / "examples"
 ANSWER_TOKENS = 48
@@ -53,7 +55,7 @@ def run_demo(output: Console, examples: Path, make_stack: Callable[..., Stack] =
     questions = read_questions(examples / "questions.json")
     phases = Phases(output=output)
     with tempfile.TemporaryDirectory(prefix="kmserve-demo-", ignore_cleanup_errors=True) as folder:
-        settings, environ = isolated(Path(folder) / "data")
+        settings, environ = isolated(Path(folder) / "data", **_modules_alone())
         with phases.timed("prepare the base model"):
             prepare_apart(settings, environ)
         stack = make_stack(settings, environ, log_dir=Path(folder), grace_seconds=GRACE_SECONDS)
@@ -68,6 +70,11 @@ def run_demo(output: Console, examples: Path, make_stack: Callable[..., Stack] =
     print_summary(output, asked)
     print_phases(output, phases.seconds)
     return passed(asked)
+
+
+def _modules_alone() -> dict[str, Any]:
+    """What is shown is what a module knows, so no extractor answers beside it; unless the environment says otherwise."""
+    return {} if "shipped_extractor" in Settings().model_fields_set else {"shipped_extractor": "off"}
 
 
 async def _use(stack: Stack, phases: Phases, policy: Path, questions: Sequence[Question], output: Console) -> list[Asked]:

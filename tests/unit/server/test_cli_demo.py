@@ -18,6 +18,7 @@ from server.cli_connection import CliError
 from server.cli_demo import EXAMPLES, read_questions, run_demo
 from server.cli_demo_report import Asked, Question, passed, preferred
 from server.cli_stack import Stack, StackError
+from server.settings import Settings
 
 TREE = Path(__file__).resolve().parents[3]
 FAKE_API = (str(TREE / "tests" / "support" / "fake_kmserve.py"),)
@@ -122,3 +123,20 @@ def asked_in(mode: Any, prefers_gold: bool) -> Asked:
     if not prefers_gold:
         gold, wrong = wrong, gold
     return Asked(mode=mode, question=Question(text="?", gold="31 days", wrong="45 days"), text="", gold=gold, wrong=wrong)
+
+
+@pytest.mark.parametrize(("given", "chosen"), [(None, "off"), ("active", "active")])
+def test_no_extractor_answers_beside_the_module_unless_it_is_asked_for(
+    examples: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, chosen: str
+) -> None:
+    if given is not None:
+        monkeypatch.setenv("KMSERVE_SHIPPED_EXTRACTOR", given)
+    seen: list[str] = []
+
+    def stack(settings: Settings, environ: dict[str, str], **options: Any) -> Stack:
+        seen.extend([settings.shipped_extractor, environ["KMSERVE_SHIPPED_EXTRACTOR"]])
+        raise StackError("enough was seen")
+
+    with pytest.raises(StackError):
+        run_demo(Console(file=StringIO()), examples, stack)
+    assert seen == [chosen, chosen]
