@@ -36,7 +36,7 @@ from benchmarks.closed_book_table import print_table
 from server.cli_connection import CliError, read_key
 from server.cli_models import prepare_apart
 from server.cli_progress import JobBars
-from server.cli_stack import Stack, StackError, isolated, terminable, while_alive
+from server.cli_stack import Stack, StackError, isolated, modules_alone, terminable, while_alive
 from server.cli_up import start
 from server.errors import KmserveError
 from server.settings import Settings
@@ -117,8 +117,10 @@ def run(
 ) -> tuple[list[Measured], dict[str, object]]:
     """Every measurement, and the settings they were made with. Everything that was started is stopped."""
     stories = load_documents("fairytaleqa", arguments.data, arguments.split, arguments.stories)
-    name = f"data-{arguments.preset}-{arguments.passage_tokens}"  # data made with other settings is not mixed in
-    settings, environ = isolated(work / name, passage_tokens=arguments.passage_tokens, default_preset=arguments.preset)
+    chosen = modules_alone()
+    # Data made with other settings is not mixed in.
+    name = "-".join(["data", arguments.preset, str(arguments.passage_tokens), *(value for value in chosen.values() if value != "off")])
+    settings, environ = isolated(work / name, passage_tokens=arguments.passage_tokens, default_preset=arguments.preset, **chosen)
     prepare_apart(settings, environ)
     with make_stack(settings, environ, log_dir=work) as stack:
         start(stack)
@@ -226,6 +228,7 @@ def settings_of(arguments: argparse.Namespace, settings: Settings, stories: Sequ
         "model": loaded[-1] if loaded else settings.base_model,
         "threads": f"engine {settings.engine_threads or 'auto'}, of {os.cpu_count()} cores",
         "preset": arguments.preset,
+        "extractor": settings.shipped_extractor,
         "passages": f"{arguments.top_k} of at most {arguments.passage_tokens} tokens",
         "python": platform.python_version(),
         "libraries": ", ".join(f"{name} {version(name)}" for name in _LIBRARIES),

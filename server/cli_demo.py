@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import typer
 from kmserve_client.aio import AsyncClient
@@ -22,9 +21,8 @@ from server.cli_connection import CliError, console, read_key
 from server.cli_demo_report import MODES, Asked, Question, passed, print_answers, print_phases, print_summary
 from server.cli_models import prepare_apart
 from server.cli_progress import JobBars
-from server.cli_stack import Stack, isolated, terminable, while_alive
+from server.cli_stack import Stack, isolated, modules_alone, terminable, while_alive
 from server.cli_up import start
-from server.settings import Settings
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "clients" / "examples"
 ANSWER_TOKENS = 48
@@ -39,7 +37,8 @@ def demo() -> None:
     """See it work: train a module of an example policy, ask ten questions in four ways, and compare.
 
     Starts the API and the worker on a free port with a temporary data directory, and stops both. Exits with 0 only if the module, without
-    any passage, makes the right answer likelier than a wrong one for at least 7 of 10 questions, and for more than the base model does.
+    any passage, makes the right answer likelier than a wrong one for at least 7 of 10 questions, and for more than the base model does. No
+    knowledge extractor answers beside it, unless KMSERVE_SHIPPED_EXTRACTOR=active says so.
 
     Example:
 
@@ -55,7 +54,7 @@ def run_demo(output: Console, examples: Path, make_stack: Callable[..., Stack] =
     questions = read_questions(examples / "questions.json")
     phases = Phases(output=output)
     with tempfile.TemporaryDirectory(prefix="kmserve-demo-", ignore_cleanup_errors=True) as folder:
-        settings, environ = isolated(Path(folder) / "data", **_modules_alone())
+        settings, environ = isolated(Path(folder) / "data", **modules_alone())
         with phases.timed("prepare the base model"):
             prepare_apart(settings, environ)
         stack = make_stack(settings, environ, log_dir=Path(folder), grace_seconds=GRACE_SECONDS)
@@ -70,11 +69,6 @@ def run_demo(output: Console, examples: Path, make_stack: Callable[..., Stack] =
     print_summary(output, asked)
     print_phases(output, phases.seconds)
     return passed(asked)
-
-
-def _modules_alone() -> dict[str, Any]:
-    """What is shown is what a module knows, so no extractor answers beside it; unless the environment says otherwise."""
-    return {} if "shipped_extractor" in Settings().model_fields_set else {"shipped_extractor": "off"}
 
 
 async def _use(stack: Stack, phases: Phases, policy: Path, questions: Sequence[Question], output: Console) -> list[Asked]:

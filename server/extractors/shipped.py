@@ -1,4 +1,4 @@
-"""The extractor that ships for the packaged base model: the system's first one, for the operator to activate, or active by a setting.
+"""The extractor that ships for the packaged base model: the system's first one, active, or by a setting for the operator to activate.
 
 It is installed once. Whoever deactivates or deletes it is not overruled at the next start; a release's new one is installed beside the old.
 """

@@ -65,9 +65,9 @@ def lines_of(tables: Sequence[str]) -> dict[str, Values]:
 
 
 def _named(table: str) -> tuple[str, Path]:
-    """("NAME ", path), or ("", path)."""
+    """("NAME ", path), or ("", path): a path may hold a = itself."""
     name, given, path = table.partition("=")
-    return (f"{name} ", Path(path)) if given else ("", Path(table))
+    return (f"{name} ", Path(path)) if given and "/" not in name and not Path(table).exists() else ("", Path(table))
 
 
 def compared(lines: dict[str, Values], asked: str, measures: Sequence[str] = (), seed: int = 0) -> list[Compared]:

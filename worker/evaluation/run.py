@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -56,11 +57,18 @@ def describe(arguments: argparse.Namespace, base: BaseModel, documents: Sequence
         "base": f"{base.name}, fingerprint {base.fingerprint[:16]}, {base.device.type}, {base.dtype}",
         "passages": f"at most {arguments.passage_tokens} tokens, {arguments.embedder or 'packaged'} embedder",
         "training": f"preset {arguments.preset}, changed {arguments.recipe or 'nothing'}, seed {arguments.seed}",
-        "extractor": str(arguments.extractor.name) if arguments.extractor else "none",
-        "worn": str(arguments.worn.name) if arguments.worn else "the extractor",
+        "extractor": _extractor(arguments.extractor),
+        "worn": _extractor(arguments.worn or arguments.extractor),
         "kv_drop": arguments.kv_drop,
         "libraries": ", ".join(f"{name} {version(name)}" for name in _LIBRARIES),
     }
+
+
+def _extractor(directory: Path | None) -> str:
+    if directory is None:
+        return "none"
+    ref = extractor_of(directory)
+    return f"{directory.name}, lora {ref.digest[:16]}, composition {(ref.composition or '')[:16]}"
 
 
 def train_first(arguments: argparse.Namespace, setting: Setting, lines: Sequence[Line], load_embedder: LoadEmbedder) -> None:

@@ -12,8 +12,8 @@ from worker.evaluation.datasets import DATASETS
 
 DESCRIPTION = """Train a knowledge extractor on a dataset's questions.
 
-Without --modules it learns from passages alone: a reader, for modules to wear. With them it learns over the
-documents' knowledge modules, which are trained on demand and kept under the cache directory. --start begins from
+Without --modules it learns from passages alone: a reader, to be trained on over modules or for modules to wear. With them it
+learns over the documents' knowledge modules, which are trained on demand and kept under the cache directory. --start begins from
 another extractor; over modules that wear it, name it and say --recipe '{"learn": "weights"}'.
 """
 NONE, WORN = "none", "worn"

@@ -38,8 +38,8 @@ class ExtractorRecipe(Schedule):
 
 
 READER: Final = ExtractorRecipe(without_module=1.0, with_passages=0.7, unanswerable=0.0)
-"""For an extractor that modules are to wear: it learns to read and to answer shortly, before there are modules. It declines nothing, for
-modules are taught by what it says with the document before it, and would learn its refusals."""
+"""For an extractor that learns to read and to answer shortly before there are modules, to be trained on over them or worn in their
+distillation. It declines nothing: a weak reader declines too much, and modules that wear it would learn that."""
 MOST_EXAMPLES: Final = 200_000
 """Of a training: they are drawn before it begins."""
 _SHARES = ("without_module", "with_passages", "unanswerable", "held_out", "warmup")

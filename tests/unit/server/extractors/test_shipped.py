@@ -1,4 +1,4 @@
-"""The extractor that ships with the base model: installed once, active where a setting or the operator says so."""
+"""The extractor that ships with the base model: installed once, and active unless a setting leaves that to the operator."""
 
 from __future__ import annotations
 
