@@ -281,7 +281,7 @@ class EmbedderNotFound(Unavailable):
 
 
 class BaseModelUnusable(Unavailable):
-    """The base model's files cannot be loaded or converted."""
+    """The base model's files cannot be loaded or converted, or it attends in a way that the engine does not serve."""
 
     code = "base_model_unusable"
 

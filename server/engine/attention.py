@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 
 from server.engine.attend import Attend, Kind, Seen, sdpa
 from server.engine.kv_cache import KvPool, KvRow
+from server.errors import BaseModelUnusable
 
 PACKED = "kmserve_packed"
 
@@ -156,9 +157,10 @@ def packed_attention(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """The function transformers calls in each layer: `query` `[1, heads, T, dim]` -> `[1, T, heads, dim]`."""
+    """The function transformers calls in each layer: `query` `[1, heads, T, dim]` -> `[1, T, heads, dim]`. Raises BaseModelUnusable for a
+    model whose attention has more to it (a mask of its own, sinks, biases of positions)."""
     if attention_mask is not None or others.get("s_aux") is not None or others.get("position_bias") is not None:
-        raise NotImplementedError(f"{type(module).__name__} attends in a way that packed sequences do not support")
+        raise BaseModelUnusable(f"{type(module).__name__} attends in a way that packed sequences do not support; use another base model")
     kind = Kind(
         layer=int(module.layer_idx),  # type: ignore[arg-type]
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,

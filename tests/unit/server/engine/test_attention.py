@@ -11,6 +11,7 @@ from server.engine.attend import Attend, Kind, sdpa
 from server.engine.attend_flex import FlexAttend
 from server.engine.attention import PackedStep, Span, packed_attention, packing
 from server.engine.kv_cache import KvCache, KvRow
+from server.errors import BaseModelUnusable
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
 CPU = torch.device("cpu")
@@ -130,9 +131,9 @@ def test_few_sequences_in_high_rows_go_one_by_one() -> None:
 @pytest.mark.parametrize("unsupported", ["s_aux", "position_bias"])
 def test_attention_with_more_to_it_is_refused(unsupported: str) -> None:
     tensor = torch.zeros(1, KV_HEADS, 1, DIM)
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(BaseModelUnusable):
         packed_attention(Layer(), tensor, tensor, tensor, None, None, None, None, **{unsupported: tensor})
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(BaseModelUnusable):
         packed_attention(Layer(), tensor, tensor, tensor, tensor)
 
 
