@@ -1,10 +1,11 @@
 """How fast the trainer is, beside the loop that anyone would write first.
 
-    python -m benchmarks.training --json OUT [--steps N] [--parts loops,one-page]
+    python -m benchmarks.training --json OUT [--steps N] [--parts loops,exact,one-page]
 
 OUT gets {"setting", "speedup_to_loss": against a PEFT loop that runs the teacher at each step, "speedup_over_cached_loop": against the same
 loop with the teacher's outputs kept, "max_loss_difference": of the two loops' losses, where only the caching differs,
-"max_loss_difference_ours": of our losses and the loop's, "peak_memory_mb": of each process, "tokens_per_s", "matmul_share": what a step's
+"max_loss_difference_ours": of our losses and the loop's, "max_loss_difference_exact" (part `exact`, 3 minutes more): the same with the
+teacher's layers kept in the dtype of the rest, "peak_memory_mb": of each process, "tokens_per_s", "matmul_share": what a step's
 matrix products come to of what this machine multiplies at most, "one_page_seconds", "curves"}. Chunks of 512 tokens, targets of 96,
 batches of 4; each trainer has a process of its own; the time of ours includes the teacher's. At most 25 minutes on 2 cores; run it on an
 idle machine.
@@ -17,11 +18,15 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from benchmarks.training.curve import Curve
 from benchmarks.training.machine import matmul_rate, operations
@@ -32,10 +37,13 @@ from benchmarks.training.task import task_of
 from server.engine.base_model import BaseModel, load_base, prepare_base
 from server.engine.base_source import DEFAULT_BASE
 from worker.training.recipe import Recipe
+from worker.training.teacher import LAYER_DTYPE
 
 MODELS = Path("~/.cache/kmserve/models")
 TRAINERS = ("plain", "cached", "ours")
-PARTS = ("loops", "one-page")
+EXACT = "exact"
+PARTS = ("loops", EXACT, "one-page")
+USUAL_PARTS = "loops,one-page"
 EVALUATIONS = 5
 _NEARLY = 1.002
 """Held-out losses count as the same within this: layers are cached in bfloat16."""
@@ -52,7 +60,7 @@ def main() -> None:
     if "loops" in arguments.parts.split(","):
         report |= _loops(base, arguments)
     if "one-page" in arguments.parts.split(","):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, _spinning(f"one page, {arguments.preset}"):
             page = one_page(base, arguments.base, arguments.models_dir, Path(folder) / "job", arguments.preset, arguments.threads)
         report |= {"one_page_seconds": page["seconds"], "one_page": {**page, "preset": arguments.preset}}
     arguments.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -62,9 +70,10 @@ def main() -> None:
 def _loops(base: BaseModel, arguments: argparse.Namespace) -> dict[str, Any]:
     rate = matmul_rate(base)
     curves: dict[str, dict[str, Any]] = {}
-    for trainer in TRAINERS:
-        print(f"{trainer} ...", file=sys.stderr, flush=True)
-        curves[trainer] = _in_its_process(trainer, arguments)
+    exact = EXACT in arguments.parts.split(",")
+    for trainer in [*TRAINERS, *([EXACT] if exact else [])]:
+        with _spinning(f"{trainer}: {arguments.steps} steps"):
+            curves[trainer] = _in_its_process(trainer, arguments)
     plain, cached, ours = (_curve(curves[name]) for name in TRAINERS)
     aim = plain.held_out[-1][1] * _NEARLY
     seconds = {name: _curve(curves[name]).seconds_to(aim) for name in TRAINERS}
@@ -75,6 +84,7 @@ def _loops(base: BaseModel, arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds_to_loss": {"loss": aim, **seconds},
         "max_loss_difference": _difference(plain.losses, cached.losses),
         "max_loss_difference_ours": _difference(plain.losses, ours.losses),
+        **({"max_loss_difference_exact": _difference(plain.losses, curves[EXACT]["losses"])} if exact else {}),
         "peak_memory_mb": {name: round(curves[name]["peak_mb"]) for name in TRAINERS},
         "tokens_per_s": round(ours.tokens / ours.fit_seconds, 1),
         "computed_tokens_per_s": round(ours.computed / ours.fit_seconds, 1),
@@ -84,11 +94,20 @@ def _loops(base: BaseModel, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _spinning(doing: str) -> Iterator[None]:
+    """What is going on and for how long: a trainer has the cores alone, and is not asked how far it is."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        bars.add_task(doing, total=None)
+        yield
+
+
 def _run(base: BaseModel, trainer: str, arguments: argparse.Namespace) -> dict[str, Any]:
     task, curve = task_of(base, arguments.steps, max(1, arguments.steps // EVALUATIONS)), Curve()
-    if trainer == "ours":
+    if trainer in ("ours", EXACT):
         with tempfile.TemporaryDirectory() as folder:
-            run_ours(base, task, curve, Path(folder))
+            run_ours(base, task, curve, Path(folder), base.dtype if trainer == EXACT else LAYER_DTYPE)
     else:
         run_plain(base, task, curve, cached=trainer == "cached")
     return curve.as_json()
@@ -133,13 +152,13 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, required=True, metavar="OUT", help="where the report goes")
     parser.add_argument("--steps", type=int, default=50, help="of each loop (default: 50)")
-    parser.add_argument("--parts", default=",".join(PARTS), help="default: %(default)s")
+    parser.add_argument("--parts", default=USUAL_PARTS, help="default: %(default)s")
     parser.add_argument("--preset", default="quick", help="of the one-page document (default: quick)")
     parser.add_argument("--base", default=DEFAULT_BASE)
     parser.add_argument("--dtype", default="float32", help="default: float32, in which curves can be compared")
     parser.add_argument("--models-dir", type=Path, default=MODELS.expanduser(), help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: all cores")
-    parser.add_argument("--trainer", choices=TRAINERS, help=argparse.SUPPRESS)
+    parser.add_argument("--trainer", choices=(*TRAINERS, EXACT), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.parts.split(",")) - set(PARTS)):
         parser.error(f"--parts: {', '.join(unknown)} is none of {', '.join(PARTS)}")

@@ -6,6 +6,8 @@ import time
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from benchmarks.padding import packed_of
 from benchmarks.training.curve import Curve
 from benchmarks.training.task import SEED, Task
@@ -13,17 +15,21 @@ from server.engine.base_model import BaseModel
 from worker.training.fit import FitState, batch_at, fit, micro_batches
 from worker.training.objectives.registry import objective_of
 from worker.training.student import Student
-from worker.training.teacher import TeacherCache, run_teacher
+from worker.training.teacher import LAYER_DTYPE, TeacherCache, run_teacher
 
 
-def run_ours(base: BaseModel, task: Task, curve: Curve, folder: Path) -> None:
-    cache, recipe = TeacherCache(folder / "teacher"), task.recipe
+def run_ours(base: BaseModel, task: Task, curve: Curve, folder: Path, layer_dtype: torch.dtype = LAYER_DTYPE) -> None:
+    """`layer_dtype` is that of the teacher's kept layers."""
+    cache, recipe = TeacherCache(folder / "teacher", layer_dtype), task.recipe
     with curve.step():
         run_teacher(base.model.base_model, [*task.training, *task.held_out], cache, base.device, lambda done, total: None)
     student = Student(base.model, recipe, SEED)
     loss = partial(objective_of(recipe).loss, student, teacher=cache, recipe=recipe, device=base.device)
     watch = _Watch(curve)
-    result = fit(student, task.training, task.held_out, loss, recipe, seed=SEED, checkpoints=folder / "checkpoint", on_step=watch)
+    try:
+        result = fit(student, task.training, task.held_out, loss, recipe, seed=SEED, checkpoints=folder / "checkpoint", on_step=watch)
+    finally:
+        student.unload()
     curve.tokens, curve.fit_seconds = result.tokens, watch.fitted
     for step in range(recipe.max_steps):
         for part in micro_batches(batch_at(task.training, recipe.batch_size, SEED, step), recipe.micro_batch):

@@ -17,18 +17,24 @@ from benchmarks.training.task import SEED, Task
 from server.engine.base_model import BaseModel, adapted_layers
 from worker.training.examples import Example
 from worker.training.fit import batch_at, schedule
+from worker.training.recipe import Recipe
+from worker.training.student import Student
 
 Outputs = tuple[Tensor, Tensor]
 """Logits [N, V] and states [L, N, H] at the positions that predict the targets of a batch."""
 
 
 def run_plain(base: BaseModel, task: Task, curve: Curve, *, cached: bool) -> None:
-    torch.manual_seed(SEED)
     recipe = task.recipe
+    begins = _first_factors(base, recipe)
     targets = sorted(adapted_layers(base.model))
     model = get_peft_model(
         base.model, LoraConfig(r=recipe.rank, lora_alpha=int(recipe.alpha), target_modules=targets, task_type="CAUSAL_LM")
     )
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for layer, first_RI in begins.items():
+            named[f"base_model.model.{layer}.lora_A.default.weight"].copy_(first_RI)
     parameters = [parameter for _, parameter in sorted(model.named_parameters()) if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
     kept: dict[Example, Outputs] = {}
@@ -56,6 +62,15 @@ def run_plain(base: BaseModel, task: Task, curve: Curve, *, cached: bool) -> Non
             with torch.no_grad():
                 curve.evaluated(step + 1, float(_loss(model, task.held_out, teacher)))
     model.unload()
+
+
+def _first_factors(base: BaseModel, recipe: Recipe) -> dict[str, Tensor]:
+    """A by layer [r, in], as our trainer draws it: PEFT draws in another order, and curves that begin elsewhere are not alike."""
+    student = Student(base.model, recipe, SEED)
+    try:
+        return student.factors()[0]
+    finally:
+        student.unload()
 
 
 def _loss(model: PeftModel, batch: Sequence[Example], teacher: Callable[[Sequence[Example]], Outputs]) -> Tensor:
