@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +17,3 @@ class TextPair:
     target: str
     question: str = ""
     """The bare question of a question-answer pair."""
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)

@@ -141,12 +141,14 @@ def fit(
 
 def batch_at(examples: Sequence[Example], size: float, seed: int, step: int) -> list[Example]:
     """Examples of a step, `size` on the mean of all steps: consecutive slices of an endless series of seeded shuffles."""
-    batch = []
+    batch: list[Example] = []
+    orders: dict[int, list[int]] = {}
     for position in range(math.floor(step * size), math.floor((step + 1) * size)):
         epoch, index = divmod(position, len(examples))
-        order = list(range(len(examples)))
-        random.Random(f"{seed}/{epoch}").shuffle(order)
-        batch.append(examples[order[index]])
+        if epoch not in orders:
+            orders[epoch] = list(range(len(examples)))
+            random.Random(f"{seed}/{epoch}").shuffle(orders[epoch])
+        batch.append(examples[orders[epoch][index]])
     return batch
 
 

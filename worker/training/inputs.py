@@ -19,24 +19,37 @@ logger = logging.getLogger(__name__)
 
 FILE = "inputs.json"
 LEFTOVERS = ("teacher", "checkpoint", "checkpoint.old", "checkpoint.tmp")
+TEXTS = "synthesis.jsonl"
+"""Generated texts stay good under another recipe, and cost the most; not those that another base or generator wrote."""
+_WRITTEN_BY = ("base", "writer")
 _SAME_RESULT = ("micro_batch",)
 """Of a recipe: halved after an exhausted accelerator, and the training goes on."""
 
 
 def keep_only_of(directory: Path, base: BaseModel, recipe: Schedule, seed: int, **others: Any) -> None:
-    """Remove what another training left in a job's directory, and note what this one is made from. `others` are JSON values."""
+    """Remove what another training left in a job's directory, and note what this one is made from. `others` are JSON values; `writer` among
+    them names a generator that is not the base."""
     numbers = {name: value for name, value in asdict(recipe).items() if name not in _SAME_RESULT}
     inputs = {"base": base.fingerprint, "dtype": str(base.dtype), "recipe": numbers, "seed": seed, **others}
-    if _read(directory) == json.loads(json.dumps(inputs)):
+    before = _read(directory)
+    if before == json.loads(json.dumps(inputs)):
         return
-    for name in LEFTOVERS:
+    rewritten = before is not None and any(before.get(name) != inputs.get(name) for name in _WRITTEN_BY)
+    for name in [*LEFTOVERS, *([TEXTS] if rewritten else [])]:
         if (directory / name).exists():
             logger.warning("what an earlier attempt left in %s was made from something else and is made again", name)
-            shutil.rmtree(directory / name)
+            _remove(directory / name)
     directory.mkdir(parents=True, exist_ok=True)
     temporary = directory / f"{FILE}.tmp"
     temporary.write_text(json.dumps(inputs))
     temporary.replace(directory / FILE)
+
+
+def _remove(leftover: Path) -> None:
+    if leftover.is_dir():
+        shutil.rmtree(leftover)
+    else:
+        leftover.unlink()
 
 
 def named(ref: ArtefactRef | None) -> list[str | None] | None:

@@ -26,7 +26,7 @@ from worker.training.examples import Example, to_examples
 from worker.training.fit import FitResult, FitState, Loss, fit
 from worker.training.gate import Gate, measure
 from worker.training.guard import GUARD, drawn, guard_each, guard_pairs
-from worker.training.inputs import keep_only_of, named
+from worker.training.inputs import TEXTS, keep_only_of, named
 from worker.training.objectives.objective import Data, Objective, Source
 from worker.training.objectives.registry import objective_of
 from worker.training.passages import OPEN, Retrieve
@@ -89,7 +89,8 @@ def train(
     spec = replace(spec, recipe=objective.narrowed(for_base(spec.recipe, base.model.num_parameters())))
     extractor = _extractor(base, spec)
     text = hashlib.sha256(spec.text.encode()).hexdigest()
-    keep_only_of(spec.directory, base, spec.recipe, spec.seed, text=text, title=spec.title, extractor=named(spec.extractor))
+    writer = {} if spec.writer is None else {"writer": spec.writer.name}
+    keep_only_of(spec.directory, base, spec.recipe, spec.seed, text=text, title=spec.title, extractor=named(spec.extractor), **writer)
     generate = EngineGenerator(base, options, should_stop)
     synthesis = _synthesise(base, spec, generate if spec.writer is None else spec.writer.generate, report)
     data, kept = _data(base, spec, objective, synthesis, generate, retrieve, report)
@@ -151,7 +152,7 @@ def _synthesise(base: BaseModel, spec: TrainingSpec, generate: Generator, report
         spec.recipe,
         spec.seed,
         generate,
-        spec.directory / "synthesis.jsonl",
+        spec.directory / TEXTS,
         lambda text: len(base.tokenizer(text, add_special_tokens=False)["input_ids"]),
         lambda done, total: report("synthesising", done, total, "texts"),
     )
