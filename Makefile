@@ -80,13 +80,20 @@ check: install
 check-rest: install
 	@scripts/beside $(MAKE) --no-print-directory lint-types -- $(MAKE) --no-print-directory test-rest
 
-# The figures of docs/gpu.md, on a machine with a GPU; the last one where FAIRYTALEQA names the data set's folder.
+# The figures of docs/gpu.md, on a machine with a GPU; the last four where FAIRYTALEQA names the data set's folder.
 gpu: install
 	@$(PHASE) "exactness on CUDA" env KMSERVE_TEST_DEVICE=cuda $(PYTEST) tests/unit/server/engine/test_engine_exactness.py
 	@$(PHASE) "speed of serving" $(BIN)/python -m benchmarks.serving --suite full --device cuda --json serving-gpu.json
 	@$(PHASE) "demo" env KMSERVE_DEVICE=cuda $(BIN)/kmserve demo
 	@test -z "$(FAIRYTALEQA)" || $(PHASE) "closed book" env KMSERVE_DEVICE=cuda $(BIN)/python -m benchmarks.closed_book \
 		--data "$(FAIRYTALEQA)" --split val --stories 23 --preset paper --json closed-book-gpu.json
+	@test -z "$(FAIRYTALEQA)" || $(PHASE) "reader" $(BIN)/python -m worker.extractor --device cuda --dataset fairytaleqa \
+		--data "$(FAIRYTALEQA)" --documents 64 --most-tokens 4000 --passage-tokens 64 --out gpu/reader
+	@test -z "$(FAIRYTALEQA)" || $(PHASE) "extractor" $(BIN)/python -m worker.extractor --device cuda --dataset fairytaleqa \
+		--data "$(FAIRYTALEQA)" --documents 64 --most-tokens 4000 --passage-tokens 64 --modules mixed --preset standard \
+		--start gpu/reader/attempt-1/artefact --out gpu/extractor
+	@test -z "$(FAIRYTALEQA)" || $(PHASE) "the paper's table" $(BIN)/python -m worker.evaluation --device cuda --dataset fairytaleqa \
+		--data "$(FAIRYTALEQA)" --passage-tokens 64 --preset standard --rows all --extractor gpu/extractor/attempt-1/artefact --out gpu/table
 
 openapi: install
 	@$(BIN)/python -m server.openapi > docs/openapi.json
