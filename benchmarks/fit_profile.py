@@ -58,10 +58,11 @@ def main() -> None:
             """Seconds of a step."""
             for number in range(WARM_UP):
                 taken(number)
+            steps: int = arguments.steps
             started = time.perf_counter()
-            for number in range(WARM_UP, WARM_UP + arguments.steps):
+            for number in range(WARM_UP, WARM_UP + steps):
                 taken(number)
-            return (time.perf_counter() - started) / arguments.steps
+            return (time.perf_counter() - started) / steps
 
         seconds = timed(step)
         of_example = {size: round(timed(partial(step, size=size, packed=size)) / size, 3) for size in arguments.batches}
