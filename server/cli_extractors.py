@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from kmserve_client.extractors import Start
 from kmserve_client.models import Extractor, Job, Switched
 from rich.markup import escape
 from rich.table import Column, Table
@@ -64,6 +65,10 @@ def train(
         list[str] | None, typer.Option("--document", "-d", help="Leave out the questions about all others. Repeat it.")
     ] = None,
     recipe: Annotated[list[str] | None, typer.Option("--recipe", metavar="NAME=VALUE", help="A number of the training. Repeat it.")] = None,
+    start: Annotated[
+        Start | None,
+        typer.Option(help="What training begins from: the extractor that answers now, or nothing.", show_default="active, if it fits"),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the training.", show_default="0")] = None,
     activate: Annotated[bool, typer.Option("--activate", help="Let it answer once it is there, if none is active yet.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Show a progress bar until it is there.")] = False,
@@ -77,10 +82,13 @@ def train(
       kmserve extractors train questions.jsonl --name "Short answers" --wait
 
       kmserve extractors train questions.jsonl --recipe max_steps=400 --activate
+
+      kmserve extractors train questions.jsonl --start nothing
     """
-    options = {"name": name, "owner": owner, "documents": document, "recipe": _recipe(recipe or ()), "seed": seed, "activate": activate}
+    told = {"name": name, "owner": owner, "documents": document, "recipe": _recipe(recipe or ()), "start": start, "seed": seed}
     connection = Connection.of(url, api_key)
-    job = asyncio.run(_train(connection, questions, wait, {key: value for key, value in options.items() if value is not None}))
+    options = {key: value for key, value in told.items() if value is not None}
+    job = asyncio.run(_train(connection, questions, wait, {**options, "activate": activate}))
     if not wait:
         console.print(f"{job.id} is {job.state}; `kmserve extractors list` shows how far it is")
         return

@@ -17,8 +17,10 @@ from worker.spec import active_extractor, machine
 def build_extractor_spec(session: Session, job: Job, settings: Settings, store: ModuleStore) -> dict[str, Any]:
     """Of the documents' texts only the passages that questions are asked beside. Raises DocumentNotFound when one was deleted meanwhile.
 
-    A system's extractor is trained beside the system's active one and no other: one of the tenant's is private.
+    `extractor` is what training may begin from, and what weights alone are learned over: what is active as the attempt starts. A system's
+    extractor begins from the system's active one and no other: one of the tenant's is private.
     """
+    start = job.params.get("start")
     revisions = material.revisions(session, job.tenant_id, job.id)
     owner: str = job.params["owner"]
     return {
@@ -30,7 +32,8 @@ def build_extractor_spec(session: Session, job: Job, settings: Settings, store: 
         "recipe": job.params.get("recipe") or {},
         "documents": [_document(session, job.tenant_id, each, revisions[each], store) for each in revisions],
         "questions": [{**vars(asked), "answers": list(asked.answers)} for asked in material.questions(session, job.tenant_id, job.id)],
-        "extractor": active_extractor(session, owner, store),
+        "start": start,
+        "extractor": None if start == "nothing" else active_extractor(session, owner, store),
         **machine(settings),
     }
 

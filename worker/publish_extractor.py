@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from server.db import activation, extractors, jobs
+from server.db import activation, extractors, jobs, material
 from server.db.session import SyncDatabase
 from server.db.tables import Extractor, Job
 from server.modules.artefact import COMPOSITION
@@ -35,7 +35,7 @@ def publish_extractor(
     an extractor with equal bytes is being deleted: a later attempt succeeds),
     SQLAlchemyError, ObjectStoreUnavailable.
     """
-    announced(artefact, result, ArtefactKind.KNOWLEDGE_EXTRACTOR)
+    described = announced(artefact, result, ArtefactKind.KNOWLEDGE_EXTRACTOR)
     if result.composition is None or not (artefact / COMPOSITION).is_file():
         raise ValueError("an extractor has a composition")
     owner: str = job.params["owner"]
@@ -61,6 +61,8 @@ def publish_extractor(
                     composition_digest=result.composition,
                     gate=result.gate,
                 )
+                if described.start is not None:
+                    material.inherit(session, job, described.start["composition"])
                 if job.params.get("activate"):
                     _activate(session, extractor, wearing, max_attempts)
                 logger.info("job %s: published extractor %s of %s", job.id, extractor.id, owner)

@@ -144,19 +144,23 @@ def _run_module(directory: Path, spec: dict[str, Any], reporter: Reporter, cores
 def _run_extractor(directory: Path, spec: dict[str, Any], reporter: Reporter) -> None:
     from worker.extractor.pipeline import ExtractorSpec, train_extractor
     from worker.extractor.recipe import extractor_recipe
+    from worker.extractor.start import chosen_start, manifest_of
     from worker.progress import FittingPace
 
-    read_only = spec["recipe"].get("without_module") == 1
-    recipe = extractor_recipe(spec["recipe"], modules=not read_only and any(document["module"] for document in spec["documents"]))
     reporter.remaining = FittingPace()
     base = _load_base(spec, reporter)
+    documents = taught_documents(spec, embedder_of(spec))
+    read_only = spec["recipe"].get("without_module") == 1
+    modules = [] if read_only else [document.module for document in documents if document.module is not None]
+    start = chosen_start(base, spec.get("start"), artefact_ref(spec.get("extractor")), spec["recipe"], modules)
+    recipe = extractor_recipe(spec["recipe"], modules=bool(modules), start=manifest_of(start))
     training = ExtractorSpec(
-        documents=taught_documents(spec, embedder_of(spec)),
+        documents=documents,
         recipe=recipe,
         seed=spec["seed"],
         directory=directory,
         attempt=spec["attempt"],
-        start=artefact_ref(spec.get("extractor")) if recipe.learn == "weights" else None,
+        start=start,
     )
     trained = train_extractor(base, training, reporter, _emit_gate)
     _emit_result(directory, trained.artefact, trained.gate)

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, delete, insert, or_, select
 from sqlalchemy.orm import Session
 
+from server.db.extractors import SYSTEM_OWNER
 from server.db.tables import Extractor, ExtractorDocument, ExtractorQuestion, Job, JobState
 
 _ENDED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
@@ -29,14 +30,32 @@ class Answered:
 
 def add(session: Session, job: Job, revisions: Mapping[str, str], questions: Sequence[Answered]) -> None:
     """`revisions`: document -> its revision to learn from. Every question is about one of them."""
+    _learn_from(session, job, revisions)
     mine = {"job_id": job.id, "tenant_id": job.tenant_id}
-    session.execute(
-        insert(ExtractorDocument), [{**mine, "document_id": document, "revision_id": revision} for document, revision in revisions.items()]
-    )
     session.execute(
         insert(ExtractorQuestion),
         [{**mine, **vars(asked), "answers": list(asked.answers), "ordinal": ordinal} for ordinal, asked in enumerate(questions)],
     )
+
+
+def inherit(session: Session, job: Job, start: str) -> None:
+    """What the extractor of composition `start` has learned from is in the weights of the one that began from it too: note it beside what
+    the job itself learns from. Of the job's tenant alone, as everything here: what else the system's learned from is the operator's."""
+    made_start = select(Extractor.job_id).where(
+        Extractor.composition_digest == start, Extractor.owner.in_((job.params["owner"], SYSTEM_OWNER))
+    )
+    earlier = select(ExtractorDocument.document_id, ExtractorDocument.revision_id).where(
+        ExtractorDocument.job_id.in_(made_start), ExtractorDocument.tenant_id == job.tenant_id
+    )
+    own = revisions(session, job.tenant_id, job.id)
+    if learned := {document: revision for document, revision in session.execute(earlier) if document not in own}:
+        _learn_from(session, job, learned)
+
+
+def _learn_from(session: Session, job: Job, revisions: Mapping[str, str]) -> None:
+    mine = {"job_id": job.id, "tenant_id": job.tenant_id}
+    rows = [{**mine, "document_id": document, "revision_id": revision} for document, revision in revisions.items()]
+    session.execute(insert(ExtractorDocument), rows)
 
 
 def revisions(session: Session, tenant_id: str, job_id: str) -> dict[str, str]:

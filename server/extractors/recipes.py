@@ -25,6 +25,7 @@ class ExtractorRecipeChanges(Body):
     model_config = ConfigDict(json_schema_extra={"example": {"max_steps": 100, "unanswerable": 0.1}})
 
     learn: Literal["all", "weights"] | None = None
+    start_weight: Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)] | None = None
     scope: Literal["all", "answer"] | None = None
     rank: Few | None = None
     alpha: Positive | None = None

@@ -11,6 +11,7 @@ from server.db.material import Answered
 from server.documents.schemas import Title
 from server.extractors.recipes import ExtractorRecipeChanges
 from server.jobs.schemas import Job
+from server.modules.start import StartName
 from server.schemas import NO_NUL, Body, Id, Value
 
 MAX_QUESTIONS: Final = 20_000
@@ -42,14 +43,32 @@ class Question(Body):
 class TrainFields(Body):
     """What may come with the questions. `owner` is your tenant where it is missing; only the operator may name `system`, whose active
     extractor serves every tenant that has none of its own. `documents`: leave out the questions about all others. `recipe`: numbers of the
-    training that differ from the default. `activate`: let it answer as soon as it is published, if its owner has no active one."""
+    training that differ from the default. `start`: what training begins from, the `active` extractor (the owner's own, else the system's),
+    whose rank, alpha and scope the new one has, or `nothing`; by default the active one if there is one that fits base model and recipe.
+    `activate`: let it answer as soon as it is published, if its owner has no active one."""
 
     name: Title | None = None
     owner: TenantId | None = None
     documents: list[Id] | None = Field(default=None, min_length=1, max_length=MAX_DOCUMENTS)
     recipe: ExtractorRecipeChanges | None = None
+    start: StartName | None = None
     activate: bool = False
     seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @property
+    def starts_from_active(self) -> bool:
+        """Whether it must: weights alone are learned over what is there."""
+        return self.start == "active" or self._weights_alone
+
+    @property
+    def _weights_alone(self) -> bool:
+        return self.recipe is not None and self.recipe.learn == "weights"
+
+    @model_validator(mode="after")
+    def _with_a_start(self) -> Self:
+        if self.start == "nothing" and self._weights_alone:
+            raise ValueError("weights alone are learned over the active extractor: let `start` be `active`, or `learn` be `all`")
+        return self
 
 
 class TrainExtractor(TrainFields):
@@ -59,7 +78,7 @@ class TrainExtractor(TrainFields):
 
 
 class TrainedOn(Value):
-    """A revision that the extractor learned from; the document may have been deleted since."""
+    """A revision that the extractor, or one that it began from, learned from; the document may have been deleted since."""
 
     document_id: str
     revision_id: str

@@ -22,6 +22,7 @@ from server.extractors import repository
 from server.extractors.repository import Found
 from server.extractors.requests import Asked, Wanted, wrong_lines
 from server.extractors.schemas import MAX_DOCUMENTS, Extractor, ExtractorList, Switched, TrainedOn
+from server.extractors.starts import check_start
 from server.jobs.schemas import Job
 from server.modules.store import ModuleStore
 from server.parts import Parts
@@ -47,6 +48,7 @@ async def train(parts: Parts, caller: Caller, wanted: Wanted, reservation: Reser
     rank = wanted.fields.recipe.rank if wanted.fields.recipe is not None else None
     if rank is not None and rank > parts.settings.max_rank:
         raise InvalidInput(f"this server takes extractors of a rank of at most {parts.settings.max_rank} (KMSERVE_MAX_RANK)")
+    await check_start(parts, _owner(caller, wanted.fields.owner), wanted.fields)
     outcome = await writing(parts.database, _train, caller, wanted, reservation, parts.settings.max_attempts)
     parts.tasks.start(asyncio.to_thread(parts.ring))
     return outcome
@@ -87,7 +89,8 @@ def _train(session: Session, caller: Caller, wanted: Wanted, reservation: Reserv
     revisions = _revisions(session, caller.tenant, wanted, chosen)
     fields = wanted.fields
     recipe = {} if fields.recipe is None else fields.recipe.changed()
-    params = {"owner": owner, "name": fields.name, "recipe": recipe, "seed": fields.seed, "activate": fields.activate}
+    plain = {name: getattr(fields, name) for name in ("name", "seed", "start", "activate")}
+    params = {"owner": owner, "recipe": recipe, **plain}
     job = jobs.enqueue(session, tenant_id=caller.tenant, kind=JobKind.EXTRACTOR, params=params, max_attempts=max_attempts)
     material.add(session, job, revisions, [asked.question.answered() for asked in chosen])
     audit.record(session, caller.tenant, "train_extractor", job=job.id, owner=owner, questions=len(chosen), documents=len(revisions))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,8 +114,20 @@ def read_artefact(ref: ArtefactRef, base_fingerprint: str, shapes: Shapes, max_r
     to quarantine it: ModuleWrongBase and ModuleUnsupported for an intact artefact, ModuleMissing where there is none, OSError when the
     disk itself fails. All name the artefact's `digest`.
     """
-    try:
+    with _explained(ref):
         return _read(ref, base_fingerprint, shapes, max_rank)
+
+
+def read_manifest(ref: ArtefactRef) -> Manifest:
+    """The manifest alone, proven by its hash; nothing is known of the tensors then. Raises what `read_artefact` raises of the files."""
+    with _explained(ref):
+        return _read_manifest(ref)
+
+
+@contextmanager
+def _explained(ref: ArtefactRef) -> Iterator[None]:
+    try:
+        yield
     except Unsupported as error:
         raise ModuleUnsupported(f"this server cannot serve the module: {error}", digest=ref.digest) from error
     except ValueError as error:

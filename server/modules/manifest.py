@@ -50,10 +50,13 @@ class Manifest:
     versions: dict[str, str]
     created: str
     """RFC 3339, UTC."""
+    start: dict[str, str] | None = None
+    """Digests, `lora` and `composition`, of the extractor that this one's training began from. Without one the file has no such member."""
     schema_version: int = SCHEMA_VERSION
 
 
 _NUMBERS = ("alpha", "held_out_loss_before", "held_out_loss_after")
+_START = ("lora", "composition")
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "kind": str,
     "base_fingerprint": str,
@@ -72,13 +75,17 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "gate": dict,
     "versions": dict,
     "created": str,
+    "start": dict,
     "schema_version": int,
 }
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
     """The manifest's one spelling; the database keeps its sha256. ValueError for numbers that are not finite."""
-    return canonical_json(asdict(manifest) | {name: float(getattr(manifest, name)) for name in _NUMBERS})
+    values = asdict(manifest) | {name: float(getattr(manifest, name)) for name in _NUMBERS}
+    if manifest.start is None:
+        del values["start"]
+    return canonical_json(values)
 
 
 def parse_manifest(data: bytes | bytearray) -> Manifest:
@@ -101,11 +108,11 @@ def parse_manifest(data: bytes | bytearray) -> Manifest:
 
 
 def _check_types(values: Mapping[str, Any]) -> None:
-    names = {field.name for field in fields(Manifest)}
+    names = {field.name for field in fields(Manifest)} - ({"start"} - values.keys())
     if values.keys() != names:
         raise ValueError(f"the manifest lacks or adds {sorted(values.keys() ^ names)}")
     for name, expected in _TYPES.items():
-        if isinstance(values[name], bool) or not isinstance(values[name], expected):
+        if name in values and (isinstance(values[name], bool) or not isinstance(values[name], expected)):
             raise ValueError(f"the manifest's {name} has the wrong type")
     if not all(isinstance(layer, str) and layer for layer in values["targets"]):
         raise ValueError("the manifest's targets are not layer names")
@@ -121,7 +128,13 @@ def _check_values(values: Mapping[str, Any]) -> None:
         "targets": targets and targets == sorted(set(targets)),
         "scope": values["scope"] in list(Scope),
         "wears": values["wears"] is None or DIGEST.fullmatch(values["wears"]),
+        "start": "start" not in values or _names_an_extractor(values["start"], values["kind"]),
     }
     for name, good in checks.items():
         if not good:
             raise ValueError(f"the manifest's {name} has no valid value")
+
+
+def _names_an_extractor(start: Mapping[str, Any], kind: str) -> bool:
+    digests = all(isinstance(digest, str) and DIGEST.fullmatch(digest) for digest in start.values())
+    return kind == ArtefactKind.KNOWLEDGE_EXTRACTOR and start.keys() == set(_START) and digests

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ import pytest
 
 from server.db import activation
 from server.db.blobs import BlobStore
-from server.db.tables import JobState
+from server.db.tables import Extractor, JobState
+from server.modules.artefact import MANIFEST
+from server.modules.manifest import Manifest, parse_manifest
 from tests.support.real_trainer import MACHINE, RECIPE, TEXT, tiny_base_on_disk
 from tests.support.rows import Uploaded
 from tests.support.training_rig import Rig, make_rig
@@ -51,6 +53,25 @@ def test_modules_then_an_extractor_over_them_then_a_module_that_wears_it(rig: Ri
         activation.switch(session, "acme", extractor.id, wearing=True, max_attempts=3)
     later = trained(rig)
     assert rig.versions(later)[-1].wears == extractor.lora_digest
+    _goes_on_from(rig, extractor, documents)
+
+
+def _goes_on_from(rig: Rig, active: Extractor, documents: Sequence[Uploaded]) -> None:
+    """What is trained next begins from the active one, and one that cannot, fails."""
+    steps = {name: value for name, value in EXTRACTOR.items() if name not in ("rank", "alpha")}
+    on = rig.train_extractor([], *documents, recipe=steps)
+    refused = rig.train_extractor([], *documents, recipe={**steps, "rank": 8}, start="active")
+    rig.work(command=TRAINER)
+    assert [rig.job(job_id).state for job_id in (on, refused)] == [JobState.SUCCEEDED, JobState.FAILED]
+    assert (rig.job(refused).error or {})["code"] == "invalid_input"
+    assert "has rank 4 and the recipe has rank 8" in (rig.job(refused).error or {})["message"]
+    [made] = [_manifest(rig, row) for row in rig.extractors() if row.job_id == on]
+    assert made.start == {"lora": active.lora_digest, "composition": active.composition_digest}
+    assert (made.rank, made.alpha) == (4, 4.0)
+
+
+def _manifest(rig: Rig, row: Extractor) -> Manifest:
+    return parse_manifest((rig.store.extractor_path(row.owner, row.composition_digest) / MANIFEST).read_bytes())
 
 
 def trained(rig: Rig) -> Uploaded:

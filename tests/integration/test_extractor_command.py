@@ -60,8 +60,49 @@ def test_a_reader_then_worn_modules_then_the_weights_over_them(house: Path, read
     assert weights.composition != reader.composition
     manifest = json.loads((weights.directory / "manifest.json").read_text())
     assert (manifest["data"]["documents"], manifest["data"]["modules"]) == (2, 2), "the long story is left out"
+    assert manifest["start"] == {"lora": reader.digest, "composition": reader.composition}
+    assert "start" not in json.loads((reader.directory / "manifest.json").read_text())
     gate = json.loads((house / "weights" / "gate.json").read_text())
     assert gate["weights"]["w_km"]["unlearned"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"rank": 8}, "starts from has rank 4 and the recipe has rank 8"),
+        ({"alpha": 4.0}, "starts from has alpha 16 and the recipe has alpha 4"),
+        ({"scope": "answer"}, "starts from has scope `all` and the recipe has scope `answer`"),
+    ],
+)
+def test_what_the_start_does_not_have_is_told_before_the_base_model_is_looked_for(
+    house: Path, reader: ArtefactRef, recipe: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = given(house, base=house / "absent", start=reader.directory, recipe=json.dumps(recipe), out=house / "refused")
+    assert main(words) == 1
+    assert message in capsys.readouterr().err
+    assert not (house / "refused").exists()
+
+
+def test_a_recipe_that_names_no_rank_takes_the_starts(house: Path, reader: ArtefactRef) -> None:
+    steps = {name: value for name, value in QUICK.items() if name != "rank"}
+    manifest = json.loads((trained(house, "continued", steps, start=reader.directory).directory / "manifest.json").read_text())
+    assert (manifest["rank"], manifest["recipe"]["rank"]) == (4, 4)
+
+
+def test_weights_alone_need_a_start(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(given(house, base=house / "absent", recipe=json.dumps(WEIGHTS), out=house / "refused")) == 1
+    assert "name it with --start" in capsys.readouterr().err
+
+
+def test_a_command_that_is_interrupted_says_that_it_goes_on(
+    house: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("worker.extractor.run.base_of", interrupted)
+    assert main(given(house, out=house / "interrupted")) == 130
+    assert capsys.readouterr().err.splitlines() == ["stopped; the same command goes on from here"]
 
 
 def test_the_table_wears_it(house: Path, reader: ArtefactRef) -> None:

@@ -86,6 +86,7 @@ def test_an_extractor_learns_its_lora_and_its_weights(base: BaseModel, tmp_path:
     artefact = proven(base, trained.artefact)
     assert artefact.manifest.kind == "knowledge_extractor"
     assert artefact.manifest.data["modules"] == 3
+    assert artefact.manifest.start is None
     assert {tensor.dtype for tensor in artefact.a.values()} == {torch.bfloat16}
     assert artefact.composition is not None
     assert bool((artefact.composition.w_km != 1).all())
@@ -139,6 +140,43 @@ def test_weights_alone_are_learned_over_the_lora_that_modules_wear(base: BaseMod
     assert bool((after.composition.w_km != 1).any())
 
 
+def test_a_reader_is_trained_on_over_modules(base: BaseModel, tmp_path: Path) -> None:
+    """The order that ships: what begins from it begins with its loss, and says in its manifest where that was."""
+    reader = train(base, tmp_path / "reader", documents(base, tmp_path / "bare", modules=False)).artefact
+    trained = train(base, tmp_path, documents(base, tmp_path), replace(RECIPE, learning_rate=1e-3, gate_improvement=-1.0), start=reader)
+    artefact = proven(base, trained.artefact)
+    assert artefact.manifest.start == {"lora": reader.digest, "composition": reader.composition}
+    assert (artefact.manifest.rank, artefact.manifest.alpha) == (4, 4.0)
+    assert trained.artefact.digest != reader.digest
+    bare = train(base, tmp_path / "nothing", documents(base, tmp_path / "again"))
+    assert trained.gate.loss_before < bare.gate.loss_before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rank": 8}, "starts from has rank 4 and the recipe has rank 8"),
+        ({"alpha": 8.0}, "starts from has alpha 4 and the recipe has alpha 8"),
+        ({"alpha": 8.0, "learn": "weights"}, "starts from has alpha 4 and the recipe has alpha 8"),
+    ],
+)
+def test_a_start_of_another_shape_is_refused_before_anything_is_drawn(
+    base: BaseModel, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    recipe = replace(RECIPE, max_steps=2, evaluate_every=2, gate_improvement=-1.0)
+    reader = train(base, tmp_path / "reader", documents(base, tmp_path / "bare", modules=False), recipe).artefact
+    with pytest.raises(InvalidInput, match=message):
+        train(base, tmp_path, documents(base, tmp_path), replace(recipe, **changes), start=reader)
+    assert not (tmp_path / "job").exists()
+
+
+def test_one_that_is_no_better_than_its_start_is_not_published(base: BaseModel, tmp_path: Path) -> None:
+    taught = documents(base, tmp_path / "bare", modules=False)
+    reader = train(base, tmp_path / "reader", taught).artefact
+    with pytest.raises(GateNotPassed, match="of the one that training started from by"):
+        train(base, tmp_path, taught, replace(RECIPE, max_steps=1, learning_rate=1e-6, weights_rate=1e-6), start=reader)
+
+
 def test_worn_modules_are_right_only_over_their_extractors_lora(base: BaseModel, tmp_path: Path) -> None:
     worn = documents(base, tmp_path, wears="a" * 64)
     with pytest.raises(InvalidInput, match="right only over its lora"):
@@ -146,6 +184,14 @@ def test_worn_modules_are_right_only_over_their_extractors_lora(base: BaseModel,
     mixed = [replace(worn[0], module=module(base, tmp_path / "bare", 9)), *worn[1:]]
     with pytest.raises(InvalidInput, match="wear different extractors"):
         train(base, tmp_path, mixed)
+
+
+def test_a_lora_that_is_trained_on_is_not_the_one_that_modules_wear(base: BaseModel, tmp_path: Path) -> None:
+    """Not even where training starts from it: what is published has another digest."""
+    reader = train(base, tmp_path / "reader", documents(base, tmp_path / "bare", modules=False)).artefact
+    worn = documents(base, tmp_path / "worn", wears=reader.digest)
+    with pytest.raises(InvalidInput, match="with `learn: weights`"):
+        train(base, tmp_path, worn, start=reader)
 
 
 def test_modules_of_another_scope_are_not_mixed_in(base: BaseModel, tmp_path: Path) -> None:

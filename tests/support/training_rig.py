@@ -75,20 +75,20 @@ def fake_artefact(folder: Path, seed: int = 0, *, wears: str | None = None) -> F
     return _write_artefact(folder, seed, kind=ArtefactKind.KNOWLEDGE_MODULE, wears=wears)
 
 
-def fake_extractor(folder: Path, seed: int = 0, *, weights: int = 0) -> FakeArtefact:
-    """Equal seeds have the same lora; `weights` is the seed of the composition over it."""
-    made = _write_artefact(folder, seed, kind=ArtefactKind.KNOWLEDGE_EXTRACTOR, wears=None)
+def fake_extractor(folder: Path, seed: int = 0, *, weights: int = 0, start: dict[str, str] | None = None) -> FakeArtefact:
+    """Equal seeds have the same lora; `weights` is the seed of the composition over it; `start` is what its manifest says of that."""
+    made = _write_artefact(folder, seed, kind=ArtefactKind.KNOWLEDGE_EXTRACTOR, wears=None, start=start)
     composition = hashlib.sha256(f"{made.digest}{weights}".encode()).hexdigest()
     (made.directory / "composition.safetensors").write_bytes(composition.encode())
     return replace(made, composition=composition)
 
 
-def _write_artefact(folder: Path, seed: int, *, kind: ArtefactKind, wears: str | None) -> FakeArtefact:
+def _write_artefact(folder: Path, seed: int, *, kind: ArtefactKind, wears: str | None, start: dict[str, str] | None = None) -> FakeArtefact:
     directory = folder / f"artefact-{uuid.uuid4().hex}"
     directory.mkdir(parents=True)
     digest = hashlib.sha256(f"{seed}{wears or ''}".encode()).hexdigest()
     (directory / "adapter_model.safetensors").write_bytes(digest.encode())
-    described = manifest_bytes(_manifest(seed, kind, wears))
+    described = manifest_bytes(replace(_manifest(seed, kind, wears), start=start))
     (directory / "manifest.json").write_bytes(described)
     return FakeArtefact(directory=directory, digest=digest, manifest_sha256=hashlib.sha256(described).hexdigest())
 

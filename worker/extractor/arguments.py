@@ -14,7 +14,8 @@ DESCRIPTION = """Train a knowledge extractor on a dataset's questions.
 
 Without --modules it learns from passages alone: a reader, to be trained on over modules or for modules to wear. With them it
 learns over the documents' knowledge modules, which are trained on demand and kept under the cache directory. --start begins from
-another extractor; over modules that wear it, name it and say --recipe '{"learn": "weights"}'.
+another extractor, whose rank, alpha and scope the new one has; over modules that wear it, name it and say --recipe
+'{"learn": "weights"}'.
 """
 NONE, WORN = "none", "worn"
 _WIDE = argparse.RawDescriptionHelpFormatter
@@ -40,7 +41,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     model.add_argument(
         "--modules", default=NONE, help=f"{NONE}, an objective as mixed, or {WORN}: mixed, wearing --start (default: {NONE})"
     )
-    model.add_argument("--start", type=Path, help="an extractor's directory")
+    model.add_argument("--start", type=Path, help="the directory of an extractor to begin from (default: nothing)")
     model.add_argument("--recipe", type=json_object, default={}, metavar="JSON", help="fields of the extractor's recipe")
     model.add_argument("--preset", default="quick", help="of the modules: quick, standard or paper (default: quick)")
     model.add_argument("--module-recipe", type=json_object, default={}, metavar="JSON", help="fields of the modules' recipe")

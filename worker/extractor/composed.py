@@ -57,7 +57,8 @@ class Composed:
         self._place = {document: place for place, document in enumerate(modules)}
         self._index = {layer: index for index, layer in enumerate(self.layers)}
         before = start.composition if start is not None else None
-        self.w_km, self.w_ke = (self._weights(before, side) for side in (0, 1))
+        self.w_km = self._weights(before, 0, recipe.start_weight if modules else 1.0)
+        self.w_ke = self._weights(before, 1, recipe.start_weight)
         self._modules = Wearing(list(modules.values()), self._km, like(base)) if modules else None
         worn = [Wearing([start], self._ke, like(base))] if start is not None and recipe.learn == "weights" else []
         self.wearings = [*([self._modules] if self._modules else []), *worn]
@@ -126,6 +127,7 @@ class Composed:
     def _ke(self, layer: str) -> Tensor:
         return self.w_ke[self._index[layer]].to(self._base.dtype)
 
-    def _weights(self, before: Composition | None, side: int) -> nn.Parameter:
-        values = [1.0 if before is None else before.weights(layer)[side] for layer in self.layers]
+    def _weights(self, before: Composition | None, side: int, first: float) -> nn.Parameter:
+        """`first`: of every layer where no composition comes before."""
+        values = [first if before is None else before.weights(layer)[side] for layer in self.layers]
         return nn.Parameter(torch.tensor(values, dtype=torch.float32, device=self._base.device))

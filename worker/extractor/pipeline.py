@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from server.modules.manifest import ArtefactKind, Manifest
 from worker.extractor.composed import Composed, composed
 from worker.extractor.examples import Answered, Draw, Taught, split_documents
 from worker.extractor.recipe import ExtractorRecipe
+from worker.extractor.start import proven_start
 from worker.training.fit import FitResult, FitState, fit, held_out_loss
 from worker.training.inputs import keep_only_of, named
 from worker.training.pipeline import Report
@@ -65,16 +66,16 @@ class TrainedExtractor:
 
 
 def train_extractor(base: BaseModel, spec: ExtractorSpec, report: Report, on_gate: Callable[[ExtractorGate], None]) -> TrainedExtractor:
-    """`on_gate` hears every verdict. Raises NothingToLearn, InvalidInput for modules that cannot be trained on together, GateNotPassed;
-    what `report` raises passes through with everything resumable kept."""
+    """`on_gate` hears every verdict. Raises NothingToLearn, GateNotPassed, InvalidInput for modules that cannot be trained on together and
+    for a start that the recipe does not fit; what `report` raises passes through with everything resumable kept."""
     if spec.recipe.learn == "weights" and spec.start is None:
         raise InvalidInput("weights alone are learned over an extractor that is there: activate one first, or learn all")
+    start = proven_start(base, spec.start, spec.recipe) if spec.start is not None else None
     if spec.recipe.without_module >= 1:  # then modules may wear what they will: they are not looked at
         spec = replace(spec, documents=tuple(replace(document, module=None) for document in spec.documents))
     keep_only_of(spec.directory, base, spec.recipe, spec.seed, **_inputs(spec))
     training, held_out = _draw(base, spec, report)
     modules = _modules(base, spec)
-    start = proven(base, spec.start) if spec.start is not None else None
     with composed(base, spec.recipe, spec.seed, modules, start) as student:
         before = student.composition()
         result = _fit(student, training, held_out, spec, report)
@@ -87,12 +88,13 @@ def train_extractor(base: BaseModel, spec: ExtractorSpec, report: Report, on_gat
     on_gate(gate)
     report("gating", 1, 1, "gate")
     if not gate.passed:
+        whose = "" if start is None else " of the one that training started from"
         raise GateNotPassed(
-            f"The extractor lowered the held-out loss by {gate.improvement:.1%}, less than the {gate.required:.1%} required; "
+            f"The extractor lowered the held-out loss{whose} by {gate.improvement:.1%}, less than the {gate.required:.1%} required; "
             "train it on more questions, or for more steps."
         )
     counts = {"training": len(training), "held_out": len(held_out), "modules": len(modules), **_counts(spec, result)}
-    return TrainedExtractor(artefact=_write(base, spec, result, after, gate, counts, start), gate=gate)
+    return TrainedExtractor(artefact=_write(base, spec, result, after, gate, counts), gate=gate)
 
 
 def spread(before: Composition, after: Composition, trained_km: bool) -> dict[str, dict[str, float]]:
@@ -148,7 +150,7 @@ def _modules(base: BaseModel, spec: ExtractorSpec) -> dict[int, Artefact]:
     wears = next(iter(worn), None)
     if wears is not None and (spec.recipe.learn != "weights" or spec.start is None or spec.start.digest != wears):
         raise InvalidInput(
-            "the documents' modules wear an extractor and are right only over its lora: learn the weights over it with `learn: weights`"
+            "the documents' modules wear an extractor and are right only over its lora: start from it, with `learn: weights`"
         )
     if len({(module.manifest.rank, module.manifest.targets) for module in found.values()}) > 1:
         raise InvalidInput("the documents' modules differ in rank or layers: train them with one recipe first")
@@ -161,18 +163,12 @@ def _check_scopes(spec: ExtractorSpec) -> None:
 
     Raises InvalidInput.
     """
-    for name, ref in (("documents' modules have", next(_other(spec), None)), ("extractor that training starts from has", spec.start)):
-        if ref is not None and ref.scope != spec.recipe.scope:
+    for module in (document.module for document in spec.documents):
+        if module is not None and module.scope != spec.recipe.scope:
             raise InvalidInput(
-                f"the {name} scope `{ref.scope}` and the recipe has scope `{spec.recipe.scope}`: "
-                f"name the scope `{ref.scope}` in the recipe, or train the others with the recipe's first"
+                f"the documents' modules have scope `{module.scope}` and the recipe has scope `{spec.recipe.scope}`: "
+                f"name the scope `{module.scope}` in the recipe, or train the others with the recipe's first"
             )
-
-
-def _other(spec: ExtractorSpec) -> Iterator[ArtefactRef]:
-    """Modules of another scope than the recipe's."""
-    modules = (document.module for document in spec.documents)
-    return (module for module in modules if module is not None and module.scope != spec.recipe.scope)
 
 
 def _fit(student: Composed, training: Sequence[Answered], held_out: Sequence[Answered], spec: ExtractorSpec, report: Report) -> FitResult:
@@ -217,18 +213,15 @@ def _write(
     composition: Composition,
     gate: ExtractorGate,
     counts: dict[str, int],
-    start: Artefact | None,
 ) -> ArtefactRef:
-    """Weights alone are over the very lora that is there: what its digest is made of stays."""
     directory = spec.directory / f"attempt-{spec.attempt}" / "artefact"
     shutil.rmtree(directory, ignore_errors=True)
     recipe = spec.recipe
-    kept = start.manifest if start is not None and recipe.learn == "weights" else None
     manifest = Manifest(
         kind=ArtefactKind.KNOWLEDGE_EXTRACTOR,
         base_fingerprint=base.fingerprint,
-        rank=recipe.rank if kept is None else kept.rank,
-        alpha=recipe.alpha if kept is None else kept.alpha,
+        rank=recipe.rank,
+        alpha=recipe.alpha,
         targets=tuple(sorted(result.a)),
         scope=recipe.scope,
         wears=None,
@@ -242,5 +235,13 @@ def _write(
         gate=asdict(gate),
         versions=library_versions(),
         created=now(),
+        start=_digests(spec.start),
     )
     return write_artefact(directory, a=result.a, b=result.b, manifest=manifest, base_model_name=base.name, composition=composition)
+
+
+def _digests(start: ArtefactRef | None) -> dict[str, str] | None:
+    if start is None:
+        return None
+    assert start.composition is not None, "an extractor has a composition"
+    return {"lora": start.digest, "composition": start.composition}

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Literal, get_args
 
 from server.errors import InvalidInput
+from server.modules.manifest import Manifest
+from server.modules.start import misfit, shape_of
 from worker.training.recipe import Decay, Schedule, ScopeName
 
 Learn = Literal["all", "weights"]
@@ -24,6 +26,8 @@ class ExtractorRecipe(Schedule):
     evaluate_every: int = 20
     patience: int = 4
     learn: Learn = "all"
+    start_weight: float = 1.0
+    """Where w_km and w_ke begin without a start; the authors' code has 0.5. A w_km that is not learned, for want of modules, stays 1."""
     without_module: float = 0.25
     with_passages: float = 0.5
     most_passages: int = 4
@@ -34,7 +38,7 @@ class ExtractorRecipe(Schedule):
     most_held_out: int = 48
     """Of their questions, spread evenly."""
     gate_improvement: float = 0.02
-    """The held-out loss must fall by this share of what it is with the modules alone."""
+    """The held-out loss must fall by this share of what it is with the modules alone, or with the extractor that training begins from."""
 
 
 READER: Final = ExtractorRecipe(without_module=1.0, with_passages=0.7, unanswerable=0.0)
@@ -55,15 +59,20 @@ _MOST: Final = {
 }
 
 
-def extractor_recipe(overrides: Mapping[str, Any], *, modules: bool) -> ExtractorRecipe:
-    """The default for documents with or without modules, with named fields changed. Raises InvalidInput for an unknown field or value."""
-    start = ExtractorRecipe() if modules else READER
+def extractor_recipe(overrides: Mapping[str, Any], *, modules: bool, start: Manifest | None = None) -> ExtractorRecipe:
+    """The default for documents with or without modules, with named fields changed; rank, alpha and scope are those of `start`, where
+    training begins from another extractor. Raises InvalidInput for an unknown field or value, and for one that the start does not have."""
+    usual = ExtractorRecipe() if modules else READER
     known = {field.name for field in fields(ExtractorRecipe)}
     if unknown := sorted(set(overrides) - known):
         raise InvalidInput(f"not fields of an extractor's recipe: {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     for name, value in overrides.items():
-        _check_type(name, value, getattr(start, name))
-    recipe = replace(start, **overrides)
+        _check_type(name, value, getattr(usual, name))
+    if start is not None:
+        if (why := misfit(shape_of(start), overrides)) is not None:
+            raise InvalidInput(why)
+        usual = replace(usual, **shape_of(start))
+    recipe = replace(usual, **overrides)
     for name, words in (("learn", Learn), ("scope", ScopeName), ("decay", Decay)):
         if (chosen := getattr(recipe, name)) not in get_args(words):
             raise InvalidInput(f"unknown {name} {chosen!r} in the recipe: use one of {', '.join(get_args(words))}")
@@ -78,6 +87,8 @@ def extractor_recipe(overrides: Mapping[str, Any], *, modules: bool) -> Extracto
     for name in ("alpha", "learning_rate", "b_rate", "weights_rate", "clip"):
         if not 0 < getattr(recipe, name) <= 1000:
             raise InvalidInput(f"{name} must be above 0 and at most 1000")
+    if not 0 <= recipe.start_weight <= 1000:
+        raise InvalidInput("start_weight must be at least 0 and at most 1000")
     if not 0 <= recipe.dropout < 1:
         raise InvalidInput("dropout must be at least 0 and below 1")
     return recipe

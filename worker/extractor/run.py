@@ -21,15 +21,20 @@ from worker.extractor.arguments import NONE, WORN
 from worker.extractor.examples import Asked, Taught
 from worker.extractor.pipeline import ExtractorSpec, train_extractor
 from worker.extractor.recipe import extractor_recipe
+from worker.extractor.start import manifest_of, proven_start
 
 
 def run(arguments: argparse.Namespace, console: Console, load_embedder: LoadEmbedder = packaged_embedder) -> ArtefactRef:
     """Raises ValueError and KmserveError with what the user can mend."""
-    recipe = extractor_recipe(arguments.recipe, modules=arguments.modules != NONE)
     start = extractor_of(arguments.start) if arguments.start else None
+    recipe = extractor_recipe(arguments.recipe, modules=arguments.modules != NONE, start=manifest_of(start))
+    if recipe.learn == "weights" and start is None:
+        raise ValueError("weights alone are learned over an extractor that is there: name it with --start")
     arguments.out.mkdir(parents=True, exist_ok=True)
     with Bar(console) as on_progress:
         base = base_of(arguments, on_progress)
+        if start is not None:
+            proven_start(base, start, recipe)  # before hours of modules
         documents = chosen(load_documents(arguments.dataset, arguments.data, arguments.split, None), base, arguments)
         retrievers = Retrievers(base, arguments, load_embedder)
         artefacts = TrainedArtefacts(

@@ -25,8 +25,10 @@ def extractor(**fields: Any) -> dict[str, Any]:
 
 def test_questions_are_sent_as_json(caller: Caller) -> None:
     api = ScriptedApi(job())
-    assert caller.call(api, "train_extractor", [QUESTION], name="Short", activate=True, recipe={"rank": 8}).state == "queued"
-    assert api.bodies == [{"questions": [QUESTION], "name": "Short", "activate": True, "recipe": {"rank": 8}}]
+    assert (
+        caller.call(api, "train_extractor", [QUESTION], name="Short", activate=True, start="active", recipe={"rank": 8}).state == "queued"
+    )
+    assert api.bodies == [{"questions": [QUESTION], "name": "Short", "activate": True, "start": "active", "recipe": {"rank": 8}}]
     assert api.requests[0].headers["idempotency-key"]
 
 

@@ -54,6 +54,15 @@ def test_train_says_which_job_it_started(server: FakeKmserve, questions: str) ->
     ):
         assert part in request
     assert b"activate" not in request
+    assert b"start" not in request
+
+
+def test_train_says_what_to_start_from(server: FakeKmserve, questions: str) -> None:
+    run("train", questions, "--start", "nothing")
+    [request] = server.extractors.requests
+    assert b'name="start"' in request
+    assert b"\r\nnothing\r\n" in request
+    assert "active" in run("train", questions, "--start", "ext_1", code=2)
 
 
 def test_train_wait_follows_the_job_to_the_extractor(server: FakeKmserve, questions: str) -> None:

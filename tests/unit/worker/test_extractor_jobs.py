@@ -55,7 +55,7 @@ def test_the_trainer_is_told_what_it_needs(rig: Rig) -> None:
     path = rig.directory(None, job_id) / "spec.json"
     spec = json.loads(path.read_text())
     assert (spec["kind"], spec["job_id"], spec["attempt"], spec["owner"]) == ("extractor", job_id, 1, "acme")
-    assert (spec["recipe"], spec["seed"], spec["extractor"]["digest"]) == ({"rank": 8}, 7, "a" * 64)
+    assert (spec["recipe"], spec["seed"], spec["start"], spec["extractor"]["digest"]) == ({"rank": 8}, 7, None, "a" * 64)
     assert spec["base"] == {"source": rig.settings.base_model, "models_dir": str(rig.settings.root / "models")}
     told = {document["document_id"]: document for document in spec["documents"]}
     assert told[first.document_id]["module"] is None
@@ -83,6 +83,20 @@ def test_the_systems_is_not_trained_beside_a_tenants(rig: Rig) -> None:
     rig.start_work()
     rig.reach(job_id, "loading")
     assert json.loads((rig.directory(None, job_id) / "spec.json").read_text())["extractor"] is None
+
+
+@pytest.mark.parametrize("start", ["active", "nothing"])
+def test_the_trainer_is_told_what_to_start_from(rig: Rig, start: str) -> None:
+    """Of one that is not started from it needs no files."""
+    with rig.database.write() as session:
+        rows.extractor(session, "system", "a" * 64)
+        rows.extractor(session, "acme", "b" * 64)
+    job_id = rig.train_extractor([stage("loading"), HANG], start=start)
+    rig.start_work()
+    rig.reach(job_id, "loading")
+    spec = json.loads((rig.directory(None, job_id) / "spec.json").read_text())
+    assert spec["start"] == start
+    assert (spec["extractor"] and spec["extractor"]["digest"]) == ("b" * 64 if start == "active" else None), "the tenant's own comes first"
 
 
 def test_a_module_of_another_text_or_in_quarantine_is_not_learned_over(rig: Rig) -> None:

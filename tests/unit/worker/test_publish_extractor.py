@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from server.db import documents, extractors, jobs
+from server.db import documents, extractors, jobs, material
 from server.db.tables import Job, JobKind, JobState
 from server.errors import JobLost
 from tests.support import rows
@@ -32,6 +32,10 @@ def result_of(artefact: FakeArtefact) -> Result:
 
 def put(rig: Rig, job: Job, artefact: FakeArtefact) -> Job:
     return publish_extractor(rig.database, rig.store, job, artefact.directory, result_of(artefact), wearing=True, max_attempts=3)
+
+
+def start_of(made: FakeArtefact) -> dict[str, str]:
+    return {"lora": made.digest, "composition": str(made.composition)}
 
 
 def files(rig: Rig) -> list[str]:
@@ -73,6 +77,29 @@ def test_one_of_the_systems_is_trained_by_the_tenant_that_asked(rig: Rig, tmp_pa
     rig.train_extractor([], owner="system", activate=True)
     put(rig, rig.claim(), fake_extractor(tmp_path))
     assert ([row.active for row in rig.extractors("system")], rig.extractors("acme")) == ([True], [])
+
+
+def test_it_has_learned_from_what_its_start_learned_from(rig: Rig, tmp_path: Path) -> None:
+    """Whoever deletes such a document is told of both; what another tenant's learned from is nobody's but its own."""
+    with rig.database.write() as session:
+        first, second, third = (upload(session) for _ in range(3))
+        foreign = upload(session, "globex")
+        rows.extractor_training(session, foreign, owner="system")
+    shared = fake_extractor(tmp_path, 0)
+    put(rig, rig.claim(), shared)
+    earlier = fake_extractor(tmp_path, 1, start=start_of(shared))
+    later = fake_extractor(tmp_path, 2, start=start_of(earlier))
+    for made, documents_ in ((earlier, (first, second)), (later, (second, third))):
+        rig.train_extractor([], *documents_)
+        put(rig, rig.claim(), made)
+    with rig.database.read() as session:
+        found = {row.lora_digest: material.revisions(session, "acme", str(row.job_id)) for row in rig.extractors()}
+        both = [row.lora_digest for row in material.trained_on(session, "acme", first.document_id)]
+    assert found == {
+        earlier.digest: {each.document_id: each.revision_id for each in (first, second)},
+        later.digest: {each.document_id: each.revision_id for each in (first, second, third)},
+    }
+    assert both == [earlier.digest, later.digest]
 
 
 def test_two_compositions_over_one_lora_have_a_directory_each(rig: Rig, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from kmserve_client.effects import Call, File, Flow
 from kmserve_client.models import Extractor, Extractors, Job, Switched
@@ -14,6 +14,7 @@ from kmserve_client.operations import one
 from kmserve_client.retries import send
 
 _PATH: Final = "/extractors"
+Start = Literal["active", "nothing"]
 
 
 def train_extractor(
@@ -24,6 +25,7 @@ def train_extractor(
     owner: str | None = None,
     documents: Sequence[str] | None = None,
     recipe: Mapping[str, float | int | str | bool] | None = None,
+    start: Start | None = None,
     activate: bool = False,
     seed: int | None = None,
     idempotency_key: str | None = None,
@@ -31,12 +33,13 @@ def train_extractor(
     """Start training an extractor on questions, each `{"document_id", "question", "answer" or "answers"}`: given as a list, or as the file
     of JSON lines at `path`. Follow the job with `wait_for_job`; it names the extractor then.
 
+    `start`: what training begins from, the `active` extractor or `nothing`; by default the active one if it fits the recipe.
     An Idempotency-Key is made where none is given, so that repeating a lost request never starts a second training.
     """
     if (questions is None) == (path is None):
         raise ValueError("give exactly one of questions and path")
-    given = {"name": name, "owner": owner, "documents": documents, "recipe": recipe, "activate": activate or None, "seed": seed}
-    fields = {field: value for field, value in given.items() if value is not None}
+    given = {"name": name, "owner": owner, "documents": documents, "recipe": recipe, "start": start, "seed": seed}
+    fields = {field: value for field, value in {**given, "activate": activate or None}.items() if value is not None}
     headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
     post = Call(method="POST", path=_PATH, headers=headers, repeatable=True)
     if path is None:

@@ -38,6 +38,7 @@ def test_every_default_may_be_given(recipe: ExtractorRecipe) -> None:
         {"gate_improvement": -1.0},
         {"max_steps": 100_000, "batch_size": 256},
         {"held_out": 1.0},
+        {"start_weight": -0.5},
     ],
 )
 def test_what_no_training_could_end_well_with_is_refused(values: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ async def test_questions_become_a_job_that_a_worker_is_rung_for(api: Api) -> Non
     assert (job["kind"], job["state"], job["document_id"], job["extractor_id"]) == ("extractor", "queued", None, None)
     assert api.ring.calls == 1
     row = await claimed(api)
-    assert (row.id, row.tenant_id, row.params) == (job["id"], ACME, {"owner": ACME, **wanted})
+    assert (row.id, row.tenant_id, row.params) == (job["id"], ACME, {"owner": ACME, "start": None, **wanted})
     asked = await api.sql(lambda session: material.questions(session, ACME, row.id))
     assert [vars(each) for each in asked] == [{"document_id": document, "question": "How many days?", "answers": ("31 days",)}]
     learned = await api.sql(lambda session: material.revisions(session, ACME, row.id))
@@ -57,10 +57,12 @@ async def test_a_file_of_json_lines_asks_the_same(api: Api) -> None:
     first, second = await indexed(api, "One."), await indexed(api, "Two.")
     several = {"document_id": second, "question": "Zwölf?", "answers": ["12", "twelve"]}
     form = {"name": "Short", "recipe": '{"max_steps": 9}', "documents": json.dumps([second]), "activate": "true", "seed": "3"}
+    form["start"] = "nothing"
     response = await api.client.post("/extractors", files=lines("\ufeff" + json.dumps(question(first)), "", several, ""), data=form)
     assert response.status_code == 202, response.text
     row = await claimed(api)
-    assert row.params == {"owner": ACME, "name": "Short", "recipe": {"max_steps": 9}, "activate": True, "seed": 3}
+    params = {"owner": ACME, "name": "Short", "recipe": {"max_steps": 9}, "activate": True, "seed": 3, "start": "nothing"}
+    assert row.params == params
     asked = await api.sql(lambda session: material.questions(session, ACME, row.id))
     assert [(each.document_id, each.question, each.answers) for each in asked] == [(second, "Zwölf?", ("12", "twelve"))]
 
@@ -130,6 +132,8 @@ async def test_more_than_an_ordinary_body_may_be_sent(api: Api) -> None:
         {"recipe": {"rank": [1]}},
         {"documents": []},
         {"seed": -1},
+        {"start": "ext_1"},
+        {"start": "nothing", "recipe": {"learn": "weights"}},
         {"unknown": 1},
     ],
 )

@@ -10,10 +10,31 @@ from server.modules.canonical import canonical_json
 from server.modules.manifest import SCHEMA_VERSION, Unsupported, manifest_bytes, parse_manifest
 from tests.support.artefacts import extractor_manifest, manifest
 
+START = {"lora": "b" * 64, "composition": "c" * 64}
+
 
 def test_a_manifest_survives_its_file() -> None:
-    for original in (manifest(wears="b" * 64), extractor_manifest(scope="answer")):
+    for original in (manifest(wears="b" * 64), extractor_manifest(scope="answer"), extractor_manifest(start=START)):
         assert parse_manifest(manifest_bytes(original)) == original
+
+
+def test_what_began_from_nothing_is_spelled_as_before_there_were_starts() -> None:
+    assert "start" not in json.loads(manifest_bytes(extractor_manifest()))
+    assert json.loads(manifest_bytes(extractor_manifest(start=START)))["start"] == START
+
+
+@pytest.mark.parametrize(
+    "start", [None, "a" * 64, {}, {"lora": "a" * 64}, {**START, "lora": "latest"}, {**START, "lora": 1}, {**START, "x": "a" * 64}]
+)
+def test_a_start_that_names_no_extractor_is_refused(start: object) -> None:
+    values = json.loads(manifest_bytes(extractor_manifest())) | {"start": start}
+    with pytest.raises(ValueError, match="start has"):
+        parse_manifest(canonical_json(values))
+
+
+def test_a_module_begins_from_nothing() -> None:
+    with pytest.raises(ValueError, match="start has no valid value"):
+        parse_manifest(manifest_bytes(manifest(start=START)))
 
 
 def test_whole_numbers_in_place_of_floats_have_the_same_spelling() -> None:
