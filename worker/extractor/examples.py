@@ -64,9 +64,11 @@ class Draw:
         recipe: ExtractorRecipe,
         tokenizer: PreTrainedTokenizerBase,
         end_of_turn: int,
+        others: Sequence[int] | None = None,
     ) -> None:
+        """`others`: whose passages and modules a question that is to be declined is asked beside; None: `numbers`."""
         self._documents = documents
-        self._numbers = list(numbers)
+        self._others = list(numbers if others is None else others)
         self._asked = [(number, asked) for number in numbers for asked in documents[number].questions]
         self._recipe = recipe
         self._tokenizer = tokenizer
@@ -97,7 +99,7 @@ class Draw:
         recipe = self._recipe
         module = self._documents[document].module is not None and chance.random() >= recipe.without_module
         read = chance.random() < recipe.with_passages
-        others = [other for other in self._numbers if other != document]
+        others = [other for other in self._others if other != document]
         declined = bool(others) and (module or read) and chance.random() < recipe.unanswerable
         about = chance.choice(others) if declined else document
         passages = self._documents[about].passages(asked.question, chance.randint(1, recipe.most_passages)) if read else ()

@@ -117,7 +117,11 @@ def _draw(base: BaseModel, spec: ExtractorSpec, report: Report) -> tuple[list[An
     if len(spec.documents) < 2:
         raise NothingToLearn("An extractor is trained on questions about at least two documents: one is held out.")
     numbers = split_documents(spec.documents, recipe.held_out)
-    train, held = (Draw(spec.documents, part, recipe, base.tokenizer, min(base.eos_ids)) for part in numbers)
+    # Often one document alone is held out: what is declined there is asked beside those that are trained on.
+    beside = (None, range(len(spec.documents)))
+    train, held = (
+        Draw(spec.documents, part, recipe, base.tokenizer, min(base.eos_ids), others) for part, others in zip(numbers, beside, strict=True)
+    )
     if not train.questions or not held.questions:
         raise NothingToLearn("Each document that an extractor is trained on needs questions.")
     total = recipe.max_steps * recipe.batch_size

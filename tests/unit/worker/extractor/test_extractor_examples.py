@@ -76,6 +76,16 @@ def test_an_unanswerable_question_meets_another_documents_module_and_passages() 
             assert f"passage 0 of {example.module}" in text
 
 
+def test_a_document_that_is_held_out_alone_is_declined_beside_those_that_are_trained_on() -> None:
+    recipe = replace(RECIPE, unanswerable=1.0, without_module=0.0)
+    documents = [taught(number) for number in range(3)]
+    alone = Draw(documents, [1], recipe, TOKENIZER, EOS)
+    assert all(example.target != REFUSED for example in alone.held_out(0)), "there is nothing to ask beside"
+    held_out = list(Draw(documents, [1], recipe, TOKENIZER, EOS, range(3)).held_out(0))
+    assert len(held_out) == 3
+    assert all(example.target == REFUSED and example.module != 1 for example in held_out)
+
+
 def test_what_nothing_could_answer_is_not_declined() -> None:
     """Without module and passages the extractor learns the form of answers alone."""
     examples = drawn(100, replace(RECIPE, unanswerable=1.0, without_module=1.0, with_passages=0.0))
