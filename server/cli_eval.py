@@ -25,6 +25,15 @@ _Kv = Annotated[float | None, typer.Option("--kv-drop", help="Share of keys and 
 _Trainers = Annotated[
     int | None, typer.Option("--trainers", min=1, help="Modules trained at once, each with its share of the cores.", show_default="1")
 ]
+_Extractor = Annotated[
+    str | None,
+    typer.Option(
+        "--extractor",
+        metavar="DIR",
+        help="A knowledge extractor's directory, for the rows with KE, or none.",
+        show_default="the one that ships for the base, if any",
+    ),
+]
 _Cache = Annotated[Path | None, typer.Option("--cache", help="What is kept between runs.", show_default="~/.cache/kmserve/evaluation")]
 
 
@@ -41,7 +50,7 @@ def evaluate(
     rows: _Rows = None,
     passages: _Passages = None,
     passage_tokens: Annotated[int | None, typer.Option("--passage-tokens", help="Longest passage.", show_default="256")] = None,
-    extractor: Annotated[Path | None, typer.Option("--extractor", help="A knowledge extractor's directory, for the rows with KE.")] = None,
+    extractor: _Extractor = None,
     worn: Annotated[
         Path | None, typer.Option("--worn", help="The extractor that worn modules wear in their training.", show_default="--extractor")
     ] = None,
@@ -56,8 +65,8 @@ def evaluate(
 ) -> None:
     """Fill in the paper's table on a dataset: what modules, extractors and passages are worth.
 
-    Trains the modules that the rows need, asks every question and prints scores with intervals. The same command goes on where a run was
-    stopped. docs/evaluation.md lists rows and measures.
+    Trains the modules that the rows need, asks every question and prints scores with intervals. --out is written anew with every row that
+    is done, and the same command goes on where a run was stopped. docs/evaluation.md lists rows and measures.
 
     Example:
 

@@ -17,6 +17,7 @@ from server.errors import InvalidInput
 from tests.support.worker_process import ROOT
 from worker.evaluation import apart
 from worker.evaluation.apart import Setup, TrainingKilled, Wanted, train_apart
+from worker.evaluation.artefacts import Progress
 from worker.evaluation.documents import Document
 
 PATIENCE = 150.0
@@ -25,13 +26,17 @@ PATIENCE = 150.0
 class Artefacts:
     """In the place of the real ones: a document's text says what its training does; `folder` gets the process's id under its name."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, on_progress: Progress) -> None:
         self._folder = folder
+        self._on_progress = on_progress
 
     def module(self, document: Document, objective: str, worn_ke: object) -> None:
         (self._folder / f"{document.name}.part").write_text(str(os.getpid()))
         (self._folder / f"{document.name}.part").rename(self._folder / document.name)
         match document.text:
+            case "steps":
+                for step in (1, 2):
+                    self._on_progress(f"mixed of {document.name}: fitting", step, 2)
             case "fails":
                 raise InvalidInput("this one cannot be trained")
             case "dies":
@@ -40,8 +45,8 @@ class Artefacts:
                 time.sleep(PATIENCE)
 
 
-def fake_artefacts(setup: Setup) -> Artefacts:
-    return Artefacts(setup.arguments.out)
+def fake_artefacts(setup: Setup, on_progress: Progress) -> Artefacts:
+    return Artefacts(setup.arguments.out, on_progress)
 
 
 def serve(connection: Connection, setup: Setup) -> None:
@@ -57,15 +62,15 @@ def embedder(source: str | None) -> None:
     raise AssertionError
 
 
-def train(folder: Path, *texts: str, processes: int = 2) -> list[int]:
-    """One document of each text; how many were reported as done."""
-    done: list[int] = []
+def train(folder: Path, *texts: str, processes: int = 2) -> list[tuple[str, int]]:
+    """One document of each text; what was reported: what goes on, and how many are done."""
+    heard: list[tuple[str, int]] = []
     wanted = [Wanted(document=Document(name=f"{n}", text=text, questions=()), objective="mixed") for n, text in enumerate(texts)]
     setup = Setup(arguments=argparse.Namespace(out=folder), overrides={}, load_embedder=embedder, threads=1)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(apart, "_serve", serve)
-        train_apart(wanted, processes, setup, lambda doing, now, total: done.append(now))
-    return done
+        train_apart(wanted, processes, setup, lambda doing, done, total: heard.append((doing, done)))
+    return heard
 
 
 def begun(folder: Path, *names: str) -> list[int]:
@@ -89,7 +94,9 @@ def gone(process: int) -> bool:
 
 
 def test_as_many_at_once_as_wanted_and_each_once(tmp_path: Path) -> None:
-    assert train(tmp_path, "", "", "") == [0, 1, 2, 3]
+    heard = train(tmp_path, "", "steps", "")
+    assert list(dict.fromkeys(done for _, done in heard)) == [0, 1, 2, 3]
+    assert [doing for doing, _ in heard if "fitting" in doing] == [f"modules, 2 at once - fitting {step}/2" for step in (1, 2)]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["0", "1", "2"]
     assert train(tmp_path) == []
 

@@ -14,18 +14,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from server.engine.request import ArtefactRef
 from worker.evaluation.artefacts import Artefacts, Progress, TrainedArtefacts
 from worker.evaluation.documents import Document
-from worker.evaluation.parts import LoadEmbedder, Retrievers, base_of
+from worker.evaluation.parts import ASIDE, LoadEmbedder, Retrievers, base_of
 from worker.evaluation.rows import MIXED, Line
 
 PATIENCE = 10.0
 """Seconds that an ended process is waited for."""
+
+
+class Step(NamedTuple):
+    """What a process says of a training that goes on: see `Progress`."""
+
+    doing: str
+    done: int
+    total: int
 
 
 class TrainingKilled(ValueError):
@@ -80,22 +88,27 @@ def train_apart(wanted: Sequence[Wanted], processes: int, setup: Setup, on_progr
         return
     waiting, done = list(wanted), 0
     helpers = [_Helper(setup) for _ in range(min(processes, len(waiting)))]
-    doing = f"modules, {len(helpers)} at once"
     try:
         for helper in helpers:
             helper.give(waiting.pop(0))
-        on_progress(doing, 0, len(wanted))
+        on_progress(_doing(helpers), 0, len(wanted))
         while done < len(wanted):
             for connection in wait([helper.connection for helper in helpers if helper.busy]):
                 helper = next(each for each in helpers if each.connection is connection)
-                helper.take()
-                done += 1
-                on_progress(doing, done, len(wanted))
-                if waiting:
+                helper.hear()
+                done += not helper.busy
+                if waiting and not helper.busy:
                     helper.give(waiting.pop(0))
+                on_progress(_doing(helpers), done, len(wanted))
     finally:
         for helper in helpers:
             helper.end()
+
+
+def _doing(helpers: Sequence[_Helper]) -> str:
+    """The stage of each training, and how far it is; the documents' names would fill the line."""
+    steps = [f"{helper.step.doing.rpartition(': ')[2]} {helper.step.done}/{helper.step.total}" for helper in helpers if helper.step]
+    return f"modules, {len(helpers)} at once{ASIDE if steps else ''}{', '.join(steps)}"
 
 
 class _Helper:
@@ -108,24 +121,26 @@ class _Helper:
         self._process.start()
         theirs.close()
         self.busy = False
+        self.step: Step | None = None
 
     def give(self, wanted: Wanted) -> None:
         self.connection.send(wanted)
         self.busy = True
 
-    def take(self) -> None:
-        """What it said: nothing, or the error that its training raised."""
-        self.busy = False
+    def hear(self) -> None:
+        """What it says: a step, or that its training has ended, well or with the error that is raised here."""
         try:
-            error = self.connection.recv()
+            said: Step | Exception | None = self.connection.recv()
         except (EOFError, ConnectionResetError):
             self._process.join(PATIENCE)
             code = self._process.exitcode
             raise TrainingKilled(
                 f"a process that trained a module ended with {code}: if it was memory, let fewer train at once (--trainers)"
             ) from None
-        if error is not None:
-            raise error
+        self.step = said if isinstance(said, Step) else None
+        self.busy = self.step is not None
+        if isinstance(said, Exception):
+            raise said
 
     def end(self) -> None:
         self._process.terminate()
@@ -144,7 +159,7 @@ def _serve(connection: Connection, setup: Setup) -> None:
         except EOFError:
             return
         try:
-            artefacts = artefacts or _artefacts(setup)
+            artefacts = artefacts or _artefacts(setup, lambda *step: connection.send(Step(*step)))
             artefacts.module(wanted.document, wanted.objective, wanted.worn_ke)
         except Exception as error:
             connection.send(error)
@@ -159,9 +174,9 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _artefacts(setup: Setup) -> TrainedArtefacts:
+def _artefacts(setup: Setup, on_progress: Progress) -> TrainedArtefacts:
     torch.set_num_threads(setup.threads)
-    base = base_of(setup.arguments, _unheard)
+    base = base_of(setup.arguments, on_progress)
     return TrainedArtefacts(
         base,
         setup.arguments.cache,
@@ -169,9 +184,5 @@ def _artefacts(setup: Setup) -> TrainedArtefacts:
         overrides=setup.overrides,
         seed=setup.arguments.seed,
         retriever=Retrievers(base, setup.arguments, setup.load_embedder),
-        on_progress=_unheard,
+        on_progress=on_progress,
     )
-
-
-def _unheard(doing: str, done: int, total: int) -> None:
-    """Nobody sees it."""

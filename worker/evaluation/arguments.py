@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from server.engine.base_source import DEFAULT_BASE
+from server.errors import KmserveError
 from worker.evaluation.datasets import DATASETS
 from worker.evaluation.rows import ALL, ROWS
 
@@ -20,8 +23,10 @@ DESCRIPTION = f"""The paper's table on a dataset: closed book, open book, each r
 
 Modules are trained on demand. They, the answers and the scores are kept under the cache directory,
 so a run that was stopped goes on where it was. --out gets table.json, table.csv, table.md,
-questions.jsonl and figure1.png.
+questions.jsonl and figure1.png, written anew with every row that is done.
 """
+NONE = "none"
+"""In the place of an extractor's directory."""
 DEFAULT_ROWS = "base,KM_mixed,ICL,RAG,RAG+KM"
 DEFAULT_PASSAGES = "1,2,4,8,16"
 _WIDE = argparse.RawDescriptionHelpFormatter
@@ -57,7 +62,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, ... (default: auto)")
     parser.add_argument("--embedder", help="the embedding model of retrieval (default: the packaged one)")
-    parser.add_argument("--extractor", type=Path, help="a knowledge extractor's directory, for the rows with KE")
+    parser.add_argument(
+        "--extractor",
+        type=_directory_or_none,
+        metavar="DIR",
+        help=f"a knowledge extractor's directory, for the rows with KE, or {NONE} (default: the one that ships for the base, if any)",
+    )
     parser.add_argument("--worn", type=Path, help="the extractor that worn modules wear while they are distilled (default: --extractor)")
     parser.add_argument("--preset", default="quick", help="how much training: quick, standard or paper (default: quick)")
     parser.add_argument(
@@ -75,6 +85,10 @@ def add_trainers(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--trainers", type=_positive, default=1, metavar="N", help="modules trained at once, each with its share of the cores (default: 1)"
     )
+
+
+def _directory_or_none(text: str) -> Path | str:
+    return NONE if text == NONE else Path(text)
 
 
 def _positive(text: str) -> int:
@@ -128,3 +142,15 @@ def json_object(text: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
     return fields
+
+
+@contextmanager
+def ending_in_words() -> Iterator[None]:
+    """Around a command: what the user can mend ends it with 1 and a line that says so, Ctrl-C with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except (KmserveError, ValueError) as error:
+        sys.exit(f"error: {error}")

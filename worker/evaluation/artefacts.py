@@ -32,8 +32,9 @@ from server.modules.described import described
 from server.modules.manifest import ArtefactKind, parse_manifest
 from worker.evaluation.documents import Document
 from worker.training.guard import guard_store
+from worker.training.objectives.registry import objective_of
 from worker.training.pipeline import TrainingSpec, train
-from worker.training.recipe import ObjectiveName, Recipe, as_json, recipe_for, while_wearing
+from worker.training.recipe import ObjectiveName, Recipe, as_json, for_base, recipe_for, while_wearing
 
 ANY_IMPROVEMENT = -1e6
 LEFTOVERS = ("teacher", "checkpoint")
@@ -57,6 +58,10 @@ class Artefacts(Protocol):
 
     def has(self, document: Document, objective: str, worn_ke: ArtefactRef | None) -> bool:
         """Whether `module` would train nothing."""
+        ...
+
+    def recipe(self, objective: str, *, worn: bool) -> Recipe:
+        """The whole recipe of such modules, as their manifests have it. Raises InvalidInput."""
         ...
 
     def extractor(self, *, ones: bool = False) -> ArtefactRef:
@@ -105,7 +110,7 @@ class TrainedArtefacts:
 
     def module(self, document: Document, objective: str, worn_ke: ArtefactRef | None) -> ArtefactRef:
         """Trains it unless it is there. Raises what the training raises."""
-        recipe = self._recipe(objective, worn_ke)
+        recipe = self._recipe(objective, worn_ke is not None)
         folder = self._folder(document, recipe, worn_ke)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(folder):
@@ -114,12 +119,17 @@ class TrainedArtefacts:
             return _read_ref(folder)
 
     def has(self, document: Document, objective: str, worn_ke: ArtefactRef | None) -> bool:
-        return (self._folder(document, self._recipe(objective, worn_ke), worn_ke) / "ref.json").exists()
+        return (self._folder(document, self._recipe(objective, worn_ke is not None), worn_ke) / "ref.json").exists()
 
     def _folder(self, document: Document, recipe: Recipe, worn_ke: ArtefactRef | None) -> Path:
         return self._cache / "modules" / self._key(document, recipe, worn_ke)
 
-    def _recipe(self, objective: str, worn_ke: ArtefactRef | None) -> Recipe:
+    def recipe(self, objective: str, *, worn: bool) -> Recipe:
+        """With what the size of the base and the objective decide, which the keys of the cache leave open."""
+        recipe = self._recipe(objective, worn)
+        return objective_of(recipe).narrowed(for_base(recipe, self._base.model.num_parameters()))
+
+    def _recipe(self, objective: str, worn: bool) -> Recipe:
         """Raises InvalidInput for what is no field."""
         own = self._overrides.get(objective, {})
         if not isinstance(own, Mapping):
@@ -127,8 +137,8 @@ class TrainedArtefacts:
                 f"{objective} in the recipe holds the fields of its modules alone, as {{{objective!r}: {{'max_steps': 100}}}}"
             )
         of_all = {name: value for name, value in self._overrides.items() if name not in get_args(ObjectiveName)}
-        worn = {} if worn_ke is None else while_wearing(self._preset)
-        wanted = {"objective": objective, "gate_improvement": ANY_IMPROVEMENT, **worn, **of_all, **own}
+        changed = while_wearing(self._preset) if worn else {}
+        wanted = {"objective": objective, "gate_improvement": ANY_IMPROVEMENT, **changed, **of_all, **own}
         if recipe_for(self._preset, {}).objective == objective:
             del wanted["objective"]
         return recipe_for(self._preset, wanted)

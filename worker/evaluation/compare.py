@@ -5,7 +5,7 @@
 TABLE is a table.json, or several with commas: lines of tables over the same questions are compared as if they were of one; the lines of
 NAME=TABLE have NAME before theirs, as `NAME KE`, for tables whose rows have equal names and other extractors or recipes. `A > B` says
 that A is expected to be better; what is printed is A - B with its 95 % interval and the two-sided p of flipping signs, for every measure
-or for `--measures`. Computes nothing but that.
+that both have, or for `--measures`. Computes nothing but that.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def compared(lines: dict[str, Values], asked: str, measures: Sequence[str] = (),
             raise ValueError(f"{label or asked} is no line of the tables: write A > B with two of {', '.join(lines)}")
     mine, other = lines[first], lines[second]
     results = []
-    for measure in measures or mine:
+    for measure in measures or [name for name in mine if name in other] or mine:
         if measure not in mine or [len(story) for story in mine[measure]] != [len(story) for story in other.get(measure, [])]:
             raise ValueError(f"{first} and {second} have no {measure} of the same questions")
         comparison = compare(mine[measure], other[measure], seed)
@@ -116,7 +116,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("table", metavar="TABLE", help="a table.json or NAME=table.json, or several with commas")
     parser.add_argument("asked", nargs="+", metavar="A > B", help="two lines, the one that should be better first")
-    parser.add_argument("--measures", type=lambda text: text.split(","), default=[], help="names with commas (default: all)")
+    parser.add_argument(
+        "--measures", type=lambda text: text.split(","), default=[], help="names with commas (default: all that both lines have)"
+    )
     return parser.parse_args(argv)
 
 

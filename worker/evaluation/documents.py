@@ -17,7 +17,7 @@ _MARKUP = re.compile(r"<(?:html|body|p|br|div|pre|h[1-6])\b[^<>]*>", re.IGNORECA
 class Question:
     """`gold` is the answer whose likelihood is measured, `references` are those that a generated answer is compared with.
 
-    A multiple-choice question has `options` and `label`, the index of the right one; `difficult` is the dataset's own mark.
+    A multiple-choice question has `options` and `label`, the index of the right one; `difficult`: one of the dataset's hard ones.
     """
 
     text: str

@@ -38,9 +38,22 @@ def compress(cache: DynamicCache, ratio: float, skipped: int = SKIPPED_LAYERS) -
 
 def keys_and_values(layer: Any) -> tuple[Tensor, Tensor]:
     """Of a layer that attends to all positions, each [B, H, T, D]. Raises ValueError for any other kind."""
-    if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
+    _require_full(layer)
+    keys, values = layer.keys, layer.values
+    assert keys is not None, "a prefix was read"
+    assert values is not None, "a prefix was read"
+    return keys, values
+
+
+def _require_full(layer: Any) -> None:
+    if type(layer) is not DynamicLayer:
         raise ValueError("row KV_L2 needs a base model whose layers attend to all positions; leave the row out")
-    return layer.keys, layer.values
+
+
+def require_compressible(base: BaseModel) -> None:
+    """Raises ValueError for a base with a layer that does not attend to all positions."""
+    for layer in DynamicCache(config=base.model.config).layers:
+        _require_full(layer)
 
 
 def kept_positions(keys_BHTD: Tensor, ratio: float) -> Tensor:
@@ -149,8 +162,8 @@ class Reading:
 
 @torch.no_grad()
 def read_prefix(base: BaseModel, ids: tuple[int, ...]) -> DynamicCache:
-    """The keys and values of a text from its start."""
-    cache = DynamicCache()
+    """The keys and values of a text from its start, each layer's of the kind that the base has."""
+    cache = DynamicCache(config=base.model.config)
     base.model.base_model(input_ids=torch.tensor([ids], device=base.device), past_key_values=cache, use_cache=True)
     return cache
 

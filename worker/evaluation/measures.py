@@ -4,7 +4,8 @@
     gold_nll      mean over questions of the mean token negative log-likelihood (nats) of the gold answer, without end of turn
     gold_nll_eos  the same with the end of turn as one more token
     accuracy      share of multiple-choice questions, in per cent, whose right option has the smallest mean token NLL
-    letter        the same by the letter that the model finds likeliest when it reads the lettered options
+    accuracy_hard the same of the questions that the dataset marks as difficult
+    letter        as accuracy, by the letter that the model finds likeliest when it reads the lettered options
 
 Intervals are bootstrapped over stories, then over each story's questions; a difference of two modes is paired by question.
 """

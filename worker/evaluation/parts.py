@@ -16,6 +16,8 @@ from worker.evaluation.documents import Document
 from worker.evaluation.retrieval import Retriever
 
 LoadEmbedder = Callable[[str | None], Embedding]
+ASIDE = " - "
+"""Before what a bar says of the same work in other words: its clock goes on."""
 
 
 class Bar:
@@ -35,8 +37,8 @@ class Bar:
         self._progress.stop()
 
     def __call__(self, doing: str, done: int, total: int) -> None:
-        if doing != self._doing:
-            self._doing = doing
+        if (work := doing.partition(ASIDE)[0]) != self._doing:
+            self._doing = work
             self._progress.reset(self._task)
         self._progress.update(self._task, description=doing, completed=done, total=total or None)
 
@@ -70,6 +72,10 @@ def base_of(arguments: argparse.Namespace, on_progress: Callable[[str, int, int]
     prepared = prepare_base(arguments.base, models, lambda stage, done, total: on_progress(f"base model: {stage}", done, total))
     on_progress("base model: loading", 0, 1)
     return load_base(prepared, device=arguments.device, dtype=arguments.dtype)
+
+
+def base_in_words(base: BaseModel) -> str:
+    return f"{base.name}, fingerprint {base.fingerprint[:16]}, {base.device.type}, {base.dtype}"
 
 
 def packaged_embedder(source: str | None) -> Embedding:

@@ -1,4 +1,4 @@
-"""The prompts of the table: those that serving uses, and for letters the question with its lettered options."""
+"""The prompts of the table: those that serving uses, and for letters the question with its lettered options. Knows no adapters."""
 
 from __future__ import annotations
 
@@ -6,15 +6,33 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from server.engine.base_model import BaseModel
 from server.engine.prompt import Prompt, answer_prompt, plain_ids
 from worker.evaluation.documents import Document, Question
 from worker.evaluation.rows import Context, Line
 
 LETTERS = "ABCDEFGHIJ"
 LETTER_INSTRUCTION = "Answer with the letter of the right option."
+ANSWER_TOKENS = 64
 
 Retrieve = Callable[[str, int], Sequence[str]]
 """Question, k -> passages, best last."""
+
+
+def prompts_of(base: BaseModel, line: Line, document: Document, question: Question, retrieve: Retrieve) -> list[Prompt]:
+    """The question's prompt and, where it has options, the one with letters. Raises ValueError where the base cannot read one of them with
+    an answer behind it."""
+    made = [question_prompt(base.tokenizer, line, document, question, retrieve)]
+    if question.options:
+        made.append(letter_prompt(base.tokenizer, line, document, question, retrieve))
+    longest = max(len(answer_ids(base.tokenizer, text)) for text in (question.gold, *question.options)) + 1
+    needed = max(map(len, made)) + max(longest, ANSWER_TOKENS)
+    if needed > base.context_limit:
+        raise ValueError(
+            f"row {line.label} needs {needed} tokens for a question about {document.name} and the base model reads {base.context_limit}: "
+            "leave the row out, or take fewer (the shortest) documents or fewer passages"
+        )
+    return made
 
 
 def question_prompt(tokenizer: PreTrainedTokenizerBase, line: Line, document: Document, question: Question, retrieve: Retrieve) -> Prompt:

@@ -1,4 +1,7 @@
-"""The table for people and programs: on the terminal, and as table.json, table.csv, table.md and questions.jsonl in a folder."""
+"""The table for people and programs: on the terminal, and as table.json, table.csv, table.md, questions.jsonl and figure1.png in a folder.
+
+The files are written anew with every line that is done, each in one step: a run that is stopped leaves whole files of the lines it had.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from worker.evaluation.runner import Measurement
+from worker.evaluation.figure import draw_figure
+from worker.evaluation.output import replaced
 from worker.evaluation.summary import Estimate, Summary, as_json, main_measure
 
-DECIMALS = {"rouge_l": 1, "accuracy": 1, "letter": 1, "gold_nll": 3, "gold_nll_eos": 3}
+FIGURE = "figure1.png"
+DECIMALS = {"rouge_l": 1, "accuracy": 1, "accuracy_hard": 1, "letter": 1, "gold_nll": 3, "gold_nll_eos": 3}
 
 
 def print_table(console: Console, summaries: Sequence[Summary]) -> None:
@@ -26,24 +31,26 @@ def print_table(console: Console, summaries: Sequence[Summary]) -> None:
     console.print(table)
 
 
-def write_report(folder: Path, setting: Mapping[str, Any], measurements: Sequence[Measurement], summaries: Sequence[Summary]) -> list[Path]:
-    """The files, written anew."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_report(folder: Path, setting: Mapping[str, Any], summaries: Sequence[Summary], *, complete: bool = True) -> list[Path]:
+    """The files in `folder`, which must be there. `complete`: no further line is to come."""
     texts = {
-        "table.json": to_json(setting, summaries),
+        "table.json": to_json(setting, summaries, complete=complete),
         "table.csv": to_csv(summaries),
-        "table.md": to_markdown(setting, summaries),
-        "questions.jsonl": "".join(f"{json.dumps(each)}\n" for each in _questions(measurements)),
+        "table.md": to_markdown(setting, summaries, complete=complete),
+        "questions.jsonl": "".join(f"{json.dumps(each)}\n" for each in _questions(summaries)),
     }
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    return [folder / name for name in texts]
+        with replaced(folder / name) as file:
+            file.write_text(text, encoding="utf-8")
+    with replaced(folder / FIGURE) as file:
+        draw_figure(file, summaries)
+    return [folder / name for name in (*texts, FIGURE)]
 
 
-def to_json(setting: Mapping[str, Any], summaries: Sequence[Summary]) -> str:
+def to_json(setting: Mapping[str, Any], summaries: Sequence[Summary], *, complete: bool = True) -> str:
     """A line of the file for each of the table: with its values, they are long."""
     lines = ",\n".join(json.dumps(line) for line in as_json(summaries))
-    return f'{{"setting": {json.dumps(setting, indent=2)},\n"lines": [\n{lines}\n]}}\n'
+    return f'{{"setting": {json.dumps(setting, indent=2)},\n"complete": {json.dumps(complete)},\n"lines": [\n{lines}\n]}}\n'
 
 
 def to_csv(summaries: Sequence[Summary]) -> str:
@@ -63,9 +70,11 @@ def to_csv(summaries: Sequence[Summary]) -> str:
     return file.getvalue()
 
 
-def to_markdown(setting: Mapping[str, Any], summaries: Sequence[Summary]) -> str:
+def to_markdown(setting: Mapping[str, Any], summaries: Sequence[Summary], *, complete: bool = True) -> str:
+    """Without the setting's recipes, which table.json has."""
     heading = _heading(summaries)
-    lines = [f"- {name}: {value}" for name, value in setting.items()]
+    lines = [f"- {name}: {value}" for name, value in setting.items() if not isinstance(value, Mapping)]
+    lines += [] if complete else ["- complete: no, further rows were to come"]
     lines += ["", _row(heading), _row(["---"] * len(heading)), *(_row(cells) for cells in _cells(summaries))]
     return "\n".join(lines) + "\n"
 
@@ -99,10 +108,10 @@ def _figure(name: str, estimate: Estimate) -> str:
     return f"{estimate.mean:.{decimals}f} ({estimate.low:.{decimals}f} to {estimate.high:.{decimals}f})"
 
 
-def _questions(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+def _questions(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
     return [
-        {"row": measurement.line.row.name, "passages": measurement.line.passages, **asdict(each)}
-        for measurement in measurements
-        for document in measurement.documents
+        {"row": summary.line.row.name, "passages": summary.line.passages, **asdict(each)}
+        for summary in summaries
+        for document in summary.measurement.documents
         for each in document
     ]

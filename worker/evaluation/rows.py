@@ -85,7 +85,9 @@ ALL = "all"
 
 def lines_of(names: Sequence[str], passages: Sequence[int]) -> list[Line]:
     """The table's lines in the given order; a row with passages has one for each number of them: its own, as `RAG@1:2` says, else
-    `passages`. Raises ValueError for unknown names and for numbers that are none."""
+    `passages`. Raises ValueError for no names, unknown ones, and numbers that are none."""
+    if not names:
+        raise ValueError(f"no rows: name {ALL}, or some of {', '.join(ROWS)}")
     lines: list[Line] = []
     for asked in names:
         name, at, numbers = asked.partition("@")

@@ -12,63 +12,78 @@ from rich.console import Console
 
 from server.engine.base_model import BaseModel
 from server.engine.options import EngineOptions
+from server.engine.request import ArtefactRef
 from worker.evaluation.answers import EngineReader, Reader, Remembered, Results
 from worker.evaluation.apart import setup_of, train_apart, untrained, wanted_by
-from worker.evaluation.artefacts import TrainedArtefacts, extractor_of
+from worker.evaluation.arguments import NONE
+from worker.evaluation.artefacts import ArtefactUnavailable, TrainedArtefacts, extractor_of
+from worker.evaluation.checks import require_possible
 from worker.evaluation.datasets import DATASETS, load_documents
 from worker.evaluation.documents import Document
-from worker.evaluation.figure import draw_figure
 from worker.evaluation.l2_compression import CompressedReader
-from worker.evaluation.parts import Bar, LoadEmbedder, Retrievers, base_of, packaged_embedder
+from worker.evaluation.output import require_folder
+from worker.evaluation.parts import Bar, LoadEmbedder, Retrievers, base_in_words, base_of, packaged_embedder
 from worker.evaluation.report import print_table, write_report
 from worker.evaluation.rows import Context, Line, lines_of
 from worker.evaluation.runner import TOGETHER, Setting, evaluate
-from worker.evaluation.summary import summarise
+from worker.evaluation.shipped import shipped_extractor
+from worker.evaluation.summary import Summary, summarise
+from worker.training.recipe import as_json
 
-FIGURE = "figure1.png"
 _LIBRARIES = ("torch", "transformers", "safetensors", "sentence-transformers", "rouge-score")
 
 
 def run(arguments: argparse.Namespace, console: Console, load_embedder: LoadEmbedder = packaged_embedder) -> None:
-    """Raises ValueError and KmserveError with what the user can mend."""
+    """Raises ValueError and KmserveError with what the user can mend, before the first training where it can be known then."""
     lines = lines_of(arguments.rows, arguments.passages)
     documents = load_documents(arguments.dataset, arguments.data, arguments.split, arguments.documents)
+    require_folder(arguments.out)
+    summaries: list[Summary] = []
     with Bar(console) as on_progress:
         base = base_of(arguments, on_progress)
-        retrievers = Retrievers(base, arguments, load_embedder)
-        setting = setting_of(arguments, base, documents, retrievers, on_progress)
+        setting = setting_of(arguments, base, documents, lines, Retrievers(base, arguments, load_embedder), on_progress)
+        require_possible(setting, lines)
+        described = describe(arguments, setting, lines)
         train_first(arguments, setting, lines, load_embedder)
-        measurements = evaluate(setting, lines)
-        on_progress("intervals and tests", 0, 1)
-        summaries = summarise(measurements, arguments.seed)
-        paths = write_report(arguments.out, describe(arguments, base, documents), measurements, summaries)
-        draw_figure(arguments.out / FIGURE, summaries)
+        for summary in summarise(evaluate(setting, lines), arguments.seed):
+            summaries.append(summary)
+            paths = write_report(arguments.out, described, summaries, complete=len(summaries) == len(lines))
     print_table(console, summaries)
-    for path in (*paths, arguments.out / FIGURE):
+    for path in paths:
         console.print(f"written: {path}", soft_wrap=True)
 
 
-def describe(arguments: argparse.Namespace, base: BaseModel, documents: Sequence[Document]) -> dict[str, Any]:
-    """Everything that the figures depend on."""
+def describe(arguments: argparse.Namespace, setting: Setting, lines: Sequence[Line]) -> dict[str, Any]:
+    """Everything that the figures depend on. Raises InvalidInput for a recipe that is none."""
+    documents = setting.documents
     questions = sum(len(document.questions) for document in documents)
     return {
         "dataset": f"{arguments.dataset}, split {arguments.split or DATASETS[arguments.dataset].splits[0]}",
         "documents": f"{len(documents)} with {questions} questions: {', '.join(document.name for document in documents)}",
-        "base": f"{base.name}, fingerprint {base.fingerprint[:16]}, {base.device.type}, {base.dtype}",
+        "base": base_in_words(setting.base),
         "passages": f"at most {arguments.passage_tokens} tokens, {arguments.embedder or 'packaged'} embedder",
         "training": f"preset {arguments.preset}, changed {arguments.recipe or 'nothing'}, seed {arguments.seed}",
-        "extractor": _extractor(arguments.extractor),
-        "worn": _extractor(arguments.worn or arguments.extractor),
+        "recipes": recipes_of(setting, lines),
+        "extractor": in_words(setting.artefacts.extractor),
+        "worn": in_words(setting.artefacts.worn_extractor),
         "kv_drop": arguments.kv_drop,
         "libraries": ", ".join(f"{name} {version(name)}" for name in _LIBRARIES),
     }
 
 
-def _extractor(directory: Path | None) -> str:
-    if directory is None:
-        return "none"
-    ref = extractor_of(directory)
-    return f"{directory.name}, lora {ref.digest[:16]}, composition {(ref.composition or '')[:16]}"
+def recipes_of(setting: Setting, lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
+    """By objective, `mixed (worn)` for modules that wear an extractor: every field, for presets change."""
+    kinds = dict.fromkeys((line.row.objective, line.row.worn) for line in lines if line.row.objective is not None)
+    return {f"{objective}{' (worn)' if worn else ''}": as_json(setting.artefacts.recipe(objective, worn=worn)) for objective, worn in kinds}
+
+
+def in_words(extractor: Callable[[], ArtefactRef]) -> str:
+    """By name and digests; `none` where there is none."""
+    try:
+        ref = extractor()
+    except ArtefactUnavailable:
+        return NONE
+    return f"{ref.directory.name}, lora {ref.digest[:16]}, composition {(ref.composition or '')[:16]}"
 
 
 def train_first(arguments: argparse.Namespace, setting: Setting, lines: Sequence[Line], load_embedder: LoadEmbedder) -> None:
@@ -83,6 +98,7 @@ def setting_of(
     arguments: argparse.Namespace,
     base: BaseModel,
     documents: Sequence[Document],
+    lines: Sequence[Line],
     retrievers: Retrievers,
     on_progress: Callable[[str, int, int], None],
 ) -> Setting:
@@ -102,7 +118,7 @@ def setting_of(
         seed=arguments.seed,
         retriever=retrievers,
         on_progress=on_progress,
-        extractor=extractor_of(arguments.extractor) if arguments.extractor else None,
+        extractor=_extractor(arguments.extractor, base, lines),
         worn_extractor=extractor_of(arguments.worn) if arguments.worn else None,
     )
     return Setting(
@@ -114,3 +130,10 @@ def setting_of(
         remembered=Remembered(base, Results(arguments.cache / "answers" / f"{base.fingerprint[:16]}.jsonl")),
         on_progress=on_progress,
     )
+
+
+def _extractor(named: Path | str | None, base: BaseModel, lines: Sequence[Line]) -> ArtefactRef | None:
+    """Where none is named, the one that ships for the base, if a line wears one. Raises ArtefactUnavailable for what is no extractor."""
+    if named is None and any(line.row.extractor for line in lines):
+        named = shipped_extractor(base.fingerprint)
+    return None if named is None or named == NONE else extractor_of(Path(named))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from server.engine.base_model import BaseModel
 from server.engine.request import ArtefactRef, EngineRequest, Sampling
@@ -11,10 +11,9 @@ from worker.evaluation.answers import Ask, Logprobs, Reader, Remembered
 from worker.evaluation.artefacts import Artefacts, Progress, RetrieverOf
 from worker.evaluation.documents import Document, Question
 from worker.evaluation.measures import RougeL, likeliest_option, mean_nll
-from worker.evaluation.prompts import LETTERS, answer_ids, letter_prompt, question_prompt
+from worker.evaluation.prompts import ANSWER_TOKENS, LETTERS, answer_ids, prompts_of
 from worker.evaluation.rows import Context, Line, Owner
 
-ANSWER_TOKENS = 64
 TOGETHER = 32
 """Questions that are answered at once and then scored, while what was read of their prompts is still there."""
 TENANT = "evaluation"
@@ -33,17 +32,21 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """A line's questions, document by document."""
+    """A line's questions, document by document; `modules`: the digest of the one that was worn, by the document that was asked about."""
 
     line: Line
     documents: tuple[tuple[Measured, ...], ...]
+    modules: Mapping[str, str] = field(default_factory=dict)
 
     def by_story(self, measure: str) -> list[list[float]]:
-        return [[each.values[measure] for each in document] for document in self.documents]
+        """Of the questions that have this measure; documents without any are left out."""
+        found = [[each.values[measure] for each in document if measure in each.values] for document in self.documents]
+        return [story for story in found if story]
 
     @property
     def measures(self) -> list[str]:
-        return list(self.documents[0][0].values)
+        """In the order of a question that has all of them."""
+        return max((list(each.values) for document in self.documents for each in document), key=len)
 
     @property
     def prompt_tokens(self) -> float:
@@ -73,13 +76,15 @@ class _Asked:
     """The same question with its options, where it has some."""
 
 
-def evaluate(setting: Setting, lines: Sequence[Line]) -> list[Measurement]:
-    """Each line in turn. Raises ArtefactUnavailable, ValueError for a prompt that the base cannot read, what training raises."""
-    return [_measure(setting, line) for line in lines]
+def evaluate(setting: Setting, lines: Sequence[Line]) -> Iterator[Measurement]:
+    """Each line in turn, of those that `checks.require_possible` let pass. Raises what training raises."""
+    for line in lines:
+        yield _measure(setting, line)
 
 
 def _measure(setting: Setting, line: Line) -> Measurement:
-    asked = _ask(setting, line, _outfits(setting, line))
+    outfits = _outfits(setting, line)
+    asked = _ask(setting, line, outfits)
     reader = setting.readers(line.row.context)
     found: dict[str, list[Measured]] = {}
     with reader.session():
@@ -88,7 +93,13 @@ def _measure(setting: Setting, line: Line) -> Measurement:
             run = _Run(setting=setting, line=line, reader=reader, before=start, total=len(asked))
             for each, measured in zip(part, run.measure(part), strict=True):
                 found.setdefault(each.document.name, []).append(measured)
-    return Measurement(line=line, documents=tuple(tuple(document) for document in found.values()))
+    return Measurement(
+        line=line,
+        documents=tuple(tuple(document) for document in found.values()),
+        modules={
+            document.name: module.digest for document, (module, _) in zip(setting.documents, outfits, strict=True) if module is not None
+        },
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +146,6 @@ def _outfits(setting: Setting, line: Line) -> list[tuple[ArtefactRef | None, Art
     extractor = setting.artefacts.extractor(ones=row.ones) if row.extractor else None
     if row.objective is None:
         return [(None, extractor)] * len(documents)
-    if row.owner is Owner.OTHER and len(documents) < 2:
-        raise ValueError(f"row {row.name} needs at least two documents: it wears another document's module")
     shift = 1 if row.owner is Owner.OTHER else 0
     wearing = [documents[(number + shift) % len(documents)] for number in range(len(documents))]
     worn = setting.artefacts.worn_extractor() if row.worn else None
@@ -144,13 +153,11 @@ def _outfits(setting: Setting, line: Line) -> list[tuple[ArtefactRef | None, Art
 
 
 def _ask(setting: Setting, line: Line, outfits: Sequence[tuple[ArtefactRef | None, ArtefactRef | None]]) -> list[_Asked]:
-    tokenizer, asked = setting.base.tokenizer, list[_Asked]()
+    asked: list[_Asked] = []
     for document, (module, extractor) in zip(setting.documents, outfits, strict=True):
         retrieve = setting.retriever(document)
         for question in document.questions:
-            prompts = [question_prompt(tokenizer, line, document, question, retrieve)]
-            if question.options:
-                prompts.append(letter_prompt(tokenizer, line, document, question, retrieve))
+            prompts = prompts_of(setting.base, line, document, question, retrieve)
             requests = [
                 EngineRequest(
                     request_id=f"{len(asked)}-{number}",
@@ -162,20 +169,9 @@ def _ask(setting: Setting, line: Line, outfits: Sequence[tuple[ArtefactRef | Non
                 )
                 for number, prompt in enumerate(prompts)
             ]
-            _require_room(setting.base, line, document, question, requests)
             letters = requests[1] if question.options else None
             asked.append(_Asked(document=document, question=question, request=requests[0], letters=letters))
     return asked
-
-
-def _require_room(base: BaseModel, line: Line, document: Document, question: Question, requests: Sequence[EngineRequest]) -> None:
-    longest = max(len(answer_ids(base.tokenizer, text)) for text in (question.gold, *question.options)) + 1
-    needed = max(len(request.prompt) for request in requests) + max(longest, ANSWER_TOKENS)
-    if needed > base.context_limit:
-        raise ValueError(
-            f"row {line.label} needs {needed} tokens for a question about {document.name} and the base model reads {base.context_limit}: "
-            "leave the row out, or take fewer (the shortest) documents or fewer passages"
-        )
 
 
 def _score_ask(base: BaseModel, asked: _Asked) -> Ask:
@@ -195,8 +191,8 @@ def _likelihoods(score: Logprobs) -> dict[str, float]:
 
 
 def _choices(question: Question, options: Logprobs, letters: Logprobs) -> dict[str, float]:
-    chosen = {"accuracy": likeliest_option(options), "letter": likeliest_option(letters)}
-    return {measure: 100.0 * (choice == question.label) for measure, choice in chosen.items()}
+    accuracy, letter = (100.0 * (likeliest_option(scores) == question.label) for scores in (options, letters))
+    return {"accuracy": accuracy, **({"accuracy_hard": accuracy} if question.difficult else {}), "letter": letter}
 
 
 def _measured(asked: _Asked, answer: str, reader: Reader, values: dict[str, float]) -> Measured:

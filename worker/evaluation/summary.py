@@ -6,7 +6,7 @@ smaller NLL is better, a larger score.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from worker.evaluation.measures import difference, interval, question_mean, sign
 from worker.evaluation.rows import Line
 from worker.evaluation.runner import Measurement
 
-_KEPT_DECIMALS = {"rouge_l": 1, "accuracy": 0, "letter": 0, "gold_nll": 3, "gold_nll_eos": 3}
+_KEPT_DECIMALS = {"rouge_l": 1, "accuracy": 0, "accuracy_hard": 0, "letter": 0, "gold_nll": 3, "gold_nll_eos": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +34,28 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    line: Line
-    prompt_tokens: float
+    measurement: Measurement
     measures: dict[str, Estimate]
     against_previous: dict[str, Comparison]
     """Empty for the first line."""
     values: dict[str, list[list[float]]]
     """Of each measure, one for each question of each document: what any two lines are compared by."""
 
+    @property
+    def line(self) -> Line:
+        return self.measurement.line
 
-def summarise(measurements: Sequence[Measurement], seed: int = 0) -> list[Summary]:
-    previous: Sequence[Measurement | None] = [None, *measurements]
-    return [_summary(mine, before, seed) for mine, before in zip(measurements, previous, strict=False)]
+    @property
+    def prompt_tokens(self) -> float:
+        return self.measurement.prompt_tokens
+
+
+def summarise(measurements: Iterable[Measurement], seed: int = 0) -> Iterator[Summary]:
+    """Each as soon as it was measured."""
+    before: Measurement | None = None
+    for mine in measurements:
+        yield _summary(mine, before, seed)
+        before = mine
 
 
 def main_measure(measures: Sequence[str]) -> str:
@@ -85,8 +95,7 @@ def _summary(mine: Measurement, before: Measurement | None, seed: int) -> Summar
     values = {measure: mine.by_story(measure) for measure in mine.measures}
     compared = {} if before is None else {measure: compare(values[measure], before.by_story(measure), seed) for measure in mine.measures}
     return Summary(
-        line=mine.line,
-        prompt_tokens=mine.prompt_tokens,
+        measurement=mine,
         measures={measure: _estimate(stories, seed) for measure, stories in values.items()},
         against_previous=compared,
         values=values,

@@ -28,6 +28,12 @@ def measurement(line: Line, *documents: tuple[float, ...]) -> Measurement:
     return Measurement(line=line, documents=tuple(found))
 
 
+def written(folder: Path, lines: list[Measurement]) -> Path:
+    """Their table.json."""
+    folder.mkdir()
+    return write_report(folder, {"seed": 0}, list(summarise(lines)))[0]
+
+
 @pytest.fixture
 def tables(tmp_path: Path) -> list[str]:
     """Two tables over the same three questions, and one over others."""
@@ -35,7 +41,7 @@ def tables(tmp_path: Path) -> list[str]:
     two = [measurement(Line(row=ROWS["RAG"], passages=4), (20.0, 40.0), (60.0,))]
     other = [measurement(Line(row=ROWS["ICL"]), (1.0,), (2.0,))]
     for name, lines in (("one", one), ("two", two), ("other", other)):
-        write_report(tmp_path / name, {"seed": 0}, lines, summarise(lines))
+        written(tmp_path / name, lines)
     return [str(tmp_path / name / "table.json") for name in ("one", "two", "other")]
 
 
@@ -50,10 +56,10 @@ def test_lines_of_several_tables_are_compared_question_by_question(tables: list[
 
 def test_a_line_of_two_tables_must_be_the_same(tables: list[str], tmp_path: Path) -> None:
     same = [measurement(Line(row=ROWS["base"]), (10.0, 20.0), (30.0,)), measurement(Line(row=ROWS["ICL"]), (1.0, 2.0), (3.0,))]
-    write_report(tmp_path / "same", {"seed": 0}, same, summarise(same))
+    written(tmp_path / "same", same)
     assert list(lines_of([tables[0], str(tmp_path / "same" / "table.json")])) == ["base", "KE", "ICL"]
     changed = [measurement(Line(row=ROWS["base"]), (10.0, 20.0), (31.0,))]
-    write_report(tmp_path / "changed", {"seed": 0}, changed, summarise(changed))
+    written(tmp_path / "changed", changed)
     with pytest.raises(ValueError, match="has a line base that is in a table before it"):
         lines_of([tables[0], str(tmp_path / "changed" / "table.json")])
     named = lines_of([tables[0], f"new={tmp_path / 'changed' / 'table.json'}"])
@@ -81,6 +87,28 @@ def test_what_cannot_be_compared_is_said(tables: list[str], tmp_path: Path) -> N
     for path in (tmp_path / "broken.json", tmp_path / "absent.json"):
         with pytest.raises(ValueError, match=r"no table\.json"):
             lines_of([str(path)])
+
+
+def test_a_table_of_an_earlier_release_is_compared_by_what_both_have(tables: list[str]) -> None:
+    """It says neither `complete` nor `recipes`, and has fewer measures."""
+    old, new = Path(tables[0]), Path(tables[1])
+    report = json.loads(old.read_text())
+    del report["complete"]
+    for line in report["lines"]:
+        del line["values"]["gold_nll"]
+    old.write_text(json.dumps(report))
+    changed = json.loads(new.read_text())
+    changed["setting"]["recipes"] = {"mixed": {"rank": 16}}
+    new.write_text(json.dumps(changed))
+    assert [each.measure for each in compared(lines_of(tables[:2]), "RAG, k=4 > base")] == ["rouge_l"]
+
+
+def test_tables_of_the_documentation_are_read() -> None:
+    results = Path(__file__).resolve().parents[4] / "docs/results"
+    first, second = (str(results / name) for name in ("eight-stories.json", "eight-stories-reader.json"))
+    lines = lines_of([first, f"reader={second}"])
+    label = next(label for label in lines if label in {name.removeprefix("reader ") for name in lines if name.startswith("reader ")})
+    assert {each.measure for each in compared(lines, f"reader {label} > {label}")} == {"rouge_l", "gold_nll", "gold_nll_eos"}
 
 
 def test_the_command_prints_a_line_a_measure(tables: list[str]) -> None:

@@ -13,7 +13,7 @@ from server.engine.request import Scope
 from server.modules.artefact import Artefact
 from tests.support.oracle import Oracle
 from tests.support.tiny_models import EOS, tiny_artefact, tiny_base
-from worker.evaluation.guard import guard_kl
+from worker.evaluation.guard_measure import guard_kl
 from worker.synthesis.texts import TextPair
 from worker.training.guard import GUARD
 
@@ -54,4 +54,7 @@ def test_it_is_the_mean_over_tokens_of_the_divergence_that_serving_has(base: Bas
         divergences.append((p.exp() * (p - q)).sum(-1))
     measured = guard_kl(base, module, ANSWERS)
     assert measured.guard_kl == pytest.approx(float(torch.cat(divergences).mean()), rel=1e-4)
-    assert (measured.questions, measured.tokens) == (3, sum(map(len, divergences)))
+    assert measured.figures() == {"guard_kl": measured.guard_kl, "questions": 3, "tokens": sum(map(len, divergences))}
+    for bent, answer, divergence in zip(measured.answers, ANSWERS, divergences, strict=True):
+        assert (bent.question, bent.tokens) == (answer.student_instruction, len(divergence))
+        assert bent.guard_kl == pytest.approx(float(divergence.mean()), rel=1e-4)

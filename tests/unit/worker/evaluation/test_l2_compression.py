@@ -12,7 +12,16 @@ from server.engine.prompt import Prompt
 from server.engine.request import ArtefactRef
 from server.engine.score import score_batch
 from tests.support.tiny_models import tiny_base, tiny_prompt, tiny_request
-from worker.evaluation.l2_compression import CompressedReader, Reading, compress, kept, kept_positions, keys_and_values, read_prefix
+from worker.evaluation.l2_compression import (
+    CompressedReader,
+    Reading,
+    compress,
+    kept,
+    kept_positions,
+    keys_and_values,
+    read_prefix,
+    require_compressible,
+)
 
 PROMPT = tiny_prompt(1, bare=20, adapted=6)
 CONTINUATIONS = [(65, 66, 67), (70,)]
@@ -69,6 +78,14 @@ def test_layers_that_do_not_attend_to_everything_are_refused() -> None:
     gemma.model(input_ids=torch.tensor([[1, 2, 3]]), past_key_values=cache, use_cache=True)
     with pytest.raises(ValueError, match="attend to all positions"):
         compress(cache, 0.5, skipped=0)
+    with pytest.raises(ValueError, match="attend to all positions"):
+        compress(read_prefix(gemma, (1, 2, 3)), 0.5, skipped=0)
+    with pytest.raises(ValueError, match="attend to all positions"):
+        require_compressible(gemma)
+
+
+def test_layers_that_attend_to_everything_are_compressible(base: BaseModel) -> None:
+    require_compressible(base)
 
 
 def test_with_nothing_dropped_it_answers_as_the_engine_does(base: BaseModel) -> None:

@@ -32,7 +32,7 @@ def measurements() -> list[Measurement]:
 
 @pytest.fixture
 def summaries() -> list[Summary]:
-    return summarise(measurements())
+    return list(summarise(measurements()))
 
 
 def test_the_terminals_table_has_every_line_and_its_tests(summaries: list[Summary]) -> None:
@@ -58,13 +58,38 @@ def test_markdown_states_the_setting_above_a_table(summaries: list[Summary]) -> 
 
 def test_files_are_written_anew(tmp_path: Path, summaries: list[Summary]) -> None:
     for _ in range(2):
-        paths = write_report(tmp_path / "out", SETTING, measurements(), summaries)
-    assert [path.name for path in paths] == ["table.json", "table.csv", "table.md", "questions.jsonl"]
+        paths = write_report(tmp_path, SETTING, summaries)
+    assert [path.name for path in paths] == ["table.json", "table.csv", "table.md", "questions.jsonl", "figure1.png"]
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
     table = json.loads(paths[0].read_text())
-    assert (table["setting"], len(table["lines"])) == (SETTING, 4)
+    assert (table["setting"], table["complete"], len(table["lines"])) == (SETTING, True, 4)
     questions = [json.loads(line) for line in paths[3].read_text().splitlines()]
     assert len(questions) == 8
     assert (questions[0]["row"], questions[0]["document"], questions[0]["values"]["rouge_l"]) == ("base", "fox", 10.0)
+
+
+def test_files_of_some_of_the_lines_say_so(tmp_path: Path, summaries: list[Summary]) -> None:
+    table, _, markdown, *_ = write_report(tmp_path, SETTING, summaries[:2], complete=False)
+    report = json.loads(table.read_text())
+    assert (report["complete"], [line["row"] for line in report["lines"]]) == (False, ["base", "RAG"])
+    assert "- complete: no" in markdown.read_text()
+    assert "complete" not in write_report(tmp_path, SETTING, summaries)[2].read_text()
+
+
+def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, summaries: list[Summary]) -> None:
+    table = write_report(tmp_path, SETTING, summaries[:1])[0]
+    before = table.read_text()
+    (tmp_path / "table.json.part").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_report(tmp_path, SETTING, summaries)
+    assert table.read_text() == before
+
+
+def test_recipes_are_in_the_json_alone(tmp_path: Path, summaries: list[Summary]) -> None:
+    setting = {**SETTING, "recipes": {"mixed": {"rank": 16}}}
+    table, _, markdown, *_ = write_report(tmp_path, setting, summaries)
+    assert json.loads(table.read_text())["setting"] == setting
+    assert "rank" not in markdown.read_text()
 
 
 def test_a_row_with_passages_is_a_curve_and_any_other_a_point(summaries: list[Summary]) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import pytest
 
 from worker.evaluation.rows import ROWS, Line
@@ -45,14 +48,43 @@ def test_a_line_is_compared_with_the_one_before() -> None:
 
 def test_lines_over_other_questions_are_not_compared() -> None:
     with pytest.raises(ValueError, match="argument 2 is longer"):
-        summarise([BASE, measurement(Line(row=ROWS["KE"]), (1.0,), (2.0,))])
+        list(summarise([BASE, measurement(Line(row=ROWS["KE"]), (1.0,), (2.0,))]))
 
 
 def test_json_says_what_each_line_wears_and_reads() -> None:
-    base, rag = as_json(summarise([BASE, RAG]))
+    base, rag = as_json(list(summarise([BASE, RAG])))
     assert (base["row"], base["wears"]["objective"], base["wears"]["module_of"], base["context"]) == ("base", None, None, "nothing")
     assert (rag["passages"], rag["context"], rag["prompt_tokens"]) == (4, "passages", 100.3)
     assert set(rag["against_previous"]["gold_nll"]) == {"mean", "low", "high", "p"}
+
+
+def test_a_measure_of_some_questions_is_of_those_alone() -> None:
+    """As `accuracy_hard`: the second document has no hard question."""
+
+    def marked(line: Line, *right: float) -> Measurement:
+        plain = measurement(line, right[:2], right[2:], measure="accuracy")
+        (easy, hard), others = plain.documents
+        hard = replace(hard, values={"accuracy": hard.values["accuracy"], "accuracy_hard": hard.values["accuracy"], "gold_nll": 1.0})
+        return replace(plain, documents=((easy, hard), others))
+
+    base, icl = summarise([marked(Line(row=ROWS["base"]), 100.0, 0.0, 100.0), marked(Line(row=ROWS["ICL"]), 0.0, 100.0, 100.0)])
+    assert list(base.measures) == ["accuracy", "accuracy_hard", "gold_nll"]
+    assert base.measures["accuracy"].mean == pytest.approx(200 / 3)
+    assert base.measures["accuracy_hard"].mean == 0.0
+    assert icl.against_previous["accuracy_hard"].difference.mean == 100.0
+    (line,) = as_json([icl])
+    assert line["values"]["accuracy_hard"] == [[100.0]]
+
+
+def test_each_line_is_there_as_soon_as_it_was_measured() -> None:
+    def stopped() -> Iterator[Measurement]:
+        yield BASE
+        raise KeyboardInterrupt
+
+    summaries = summarise(stopped())
+    assert next(summaries).line.label == "base"
+    with pytest.raises(KeyboardInterrupt):
+        next(summaries)
 
 
 def test_the_main_measure_is_accuracy_where_there_are_options() -> None:
