@@ -36,7 +36,7 @@ from benchmarks.closed_book_table import print_table
 from server.cli_connection import CliError, read_key
 from server.cli_models import prepare_apart
 from server.cli_progress import JobBars
-from server.cli_stack import Stack, StackError, isolated, modules_alone, terminable, while_alive
+from server.cli_stack import Stack, StackError, isolated, terminable, while_alive
 from server.cli_up import start
 from server.errors import KmserveError
 from server.settings import Settings
@@ -110,6 +110,12 @@ def work_folder(kept: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="kmserve-benchmark-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
+
+
+def modules_alone() -> dict[str, str]:
+    """For `isolated`, where what a module knows is measured: no extractor answers beside it, unless the environment says otherwise."""
+    settings = Settings()
+    return {"shipped_extractor": settings.shipped_extractor if "shipped_extractor" in settings.model_fields_set else "off"}
 
 
 def run(

@@ -165,12 +165,6 @@ def isolated(data_dir: Path, **overrides: Any) -> tuple[Settings, dict[str, str]
     return Settings(**{**own, **given}), {name: value for name, value in environ.items() if name not in hidden}
 
 
-def modules_alone() -> dict[str, str]:
-    """For `isolated`, where what a module knows is measured: no extractor answers beside it, unless the environment says otherwise."""
-    settings = Settings()
-    return {"shipped_extractor": settings.shipped_extractor if "shipped_extractor" in settings.model_fields_set else "off"}
-
-
 def _variable(name: str) -> str:
     return f"{ENV_PREFIX}{name.upper()}"
 

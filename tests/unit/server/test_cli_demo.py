@@ -125,8 +125,8 @@ def asked_in(mode: Any, prefers_gold: bool) -> Asked:
     return Asked(mode=mode, question=Question(text="?", gold="31 days", wrong="45 days"), text="", gold=gold, wrong=wrong)
 
 
-@pytest.mark.parametrize(("given", "chosen"), [(None, "off"), ("active", "active")])
-def test_no_extractor_answers_beside_the_module_unless_it_is_asked_for(
+@pytest.mark.parametrize(("given", "chosen"), [(None, "active"), ("off", "off")])
+def test_the_extractor_that_ships_answers_beside_the_module_unless_it_is_left_out(
     examples: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, chosen: str
 ) -> None:
     if given is not None:
@@ -134,7 +134,7 @@ def test_no_extractor_answers_beside_the_module_unless_it_is_asked_for(
     seen: list[str] = []
 
     def stack(settings: Settings, environ: dict[str, str], **options: Any) -> Stack:
-        seen.extend([settings.shipped_extractor, environ["KMSERVE_SHIPPED_EXTRACTOR"]])
+        seen.extend([settings.shipped_extractor, environ.get("KMSERVE_SHIPPED_EXTRACTOR", "active")])
         raise StackError("enough was seen")
 
     with pytest.raises(StackError):
