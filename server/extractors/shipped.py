@@ -6,7 +6,6 @@ It is installed once. Whoever deactivates or deletes it is not overruled at the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -21,9 +20,9 @@ from server.db.session import SyncDatabase
 from server.db.tables import Audit
 from server.engine.request import ArtefactRef
 from server.errors import ObjectStoreUnavailable
-from server.modules.artefact import MANIFEST
 from server.modules.described import described
-from server.modules.manifest import ArtefactKind, parse_manifest
+from server.modules.manifest import ArtefactKind
+from server.modules.shipped import SHIPPED, shipped_for
 from server.modules.store import ModuleStore
 from server.security import OPERATOR_TENANT
 from server.settings import Settings
@@ -32,8 +31,6 @@ from server.storage.publication import staged, uploaded
 
 logger = logging.getLogger(__name__)
 
-SHIPPED: Final = Path(__file__).with_name("artefacts")
-"""A directory for each, with its model card."""
 _ACTION: Final = "install_extractor"
 
 
@@ -44,16 +41,10 @@ def install(settings: Settings, store: ModuleStore, base_fingerprint: str, shipp
         return
     try:
         with closing(SyncDatabase(settings.sql_url)) as database:
-            for artefact in _for_base(shipped, base_fingerprint):
+            for artefact in shipped_for(base_fingerprint, shipped):
                 _install(database, store, artefact, settings)
     except (OSError, ValueError, ObjectStoreUnavailable):
         logger.warning("the extractor that ships for this base model is installed at the next start", exc_info=True)
-
-
-def _for_base(shipped: Path, base_fingerprint: str) -> Iterator[Path]:
-    for manifest in sorted(shipped.glob(f"*/{MANIFEST}")):
-        if parse_manifest(manifest.read_bytes()).base_fingerprint == base_fingerprint:
-            yield manifest.parent
 
 
 def _install(database: SyncDatabase, store: ModuleStore, artefact: Path, settings: Settings) -> None:

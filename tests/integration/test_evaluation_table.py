@@ -258,11 +258,11 @@ def test_the_extractor_that_ships_for_the_base_is_worn_where_none_is_named(
 ) -> None:
     asked: list[str] = []
 
-    def shipped(fingerprint: str) -> Path:
+    def shipped(fingerprint: str) -> list[Path]:
         asked.append(fingerprint)
-        return extractor
+        return [extractor]
 
-    monkeypatch.setattr("worker.evaluation.run.shipped_extractor", shipped)
+    monkeypatch.setattr("worker.evaluation.run.shipped_for", shipped)
     _, report = table(house, rows="KE,RAG+KE@1", out=house / "shipped")
     digest = extractor_of(extractor).digest
     assert report["setting"]["extractor"] == report["setting"]["worn"]

@@ -13,6 +13,7 @@ from rich.console import Console
 from server.engine.base_model import BaseModel
 from server.engine.options import EngineOptions
 from server.engine.request import ArtefactRef
+from server.modules.shipped import shipped_for
 from worker.evaluation.answers import EngineReader, Reader, Remembered, Results
 from worker.evaluation.apart import setup_of, train_apart, untrained, wanted_by
 from worker.evaluation.arguments import NONE
@@ -26,7 +27,6 @@ from worker.evaluation.parts import Bar, LoadEmbedder, Retrievers, base_in_words
 from worker.evaluation.report import print_table, write_report
 from worker.evaluation.rows import Context, Line, lines_of
 from worker.evaluation.runner import TOGETHER, Setting, evaluate
-from worker.evaluation.shipped import shipped_extractor
 from worker.evaluation.summary import Summary, summarise
 from worker.training.recipe import as_json
 
@@ -135,5 +135,5 @@ def setting_of(
 def _extractor(named: Path | str | None, base: BaseModel, lines: Sequence[Line]) -> ArtefactRef | None:
     """Where none is named, the one that ships for the base, if a line wears one. Raises ArtefactUnavailable for what is no extractor."""
     if named is None and any(line.row.extractor for line in lines):
-        named = shipped_extractor(base.fingerprint)
+        named = next(iter(shipped_for(base.fingerprint)), None)
     return None if named is None or named == NONE else extractor_of(Path(named))

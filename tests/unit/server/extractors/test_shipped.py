@@ -18,10 +18,11 @@ from server.db.extractors import SYSTEM_OWNER
 from server.db.session import SyncDatabase
 from server.db.tables import Extractor
 from server.engine.request import ArtefactRef
-from server.extractors.shipped import SHIPPED, install
+from server.extractors.shipped import install
 from server.modules.artefact import MANIFEST
 from server.modules.described import described
 from server.modules.manifest import ArtefactKind, parse_manifest
+from server.modules.shipped import SHIPPED
 from server.modules.store import ModuleStore
 from server.security import OPERATOR_TENANT
 from server.settings import Settings
