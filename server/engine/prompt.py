@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase  # seconds to import, and supervisors, migrations and commands need no model
 
 SYSTEM = "You are a helpful assistant."
 ANSWER_BARE = "Answer the question. Give only the answer, without any commentary."
