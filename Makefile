@@ -51,6 +51,7 @@ test-rest: install
 	@$(PHASE) "integration, contract and fault tests" env $(RESTS) -m "not slow" --durations=10 $(SUITES)
 
 test-full: test-unit
+	@$(PHASE) "slow unit tests" env $(PYTEST) -m slow tests/unit
 	@$(PHASE) "all other tests, slow ones included" env $(PYTEST) --durations=20 $(SUITES)
 
 # `make -k lint` goes on after a failure.
@@ -91,7 +92,7 @@ gpu: install
 		--data "$(FAIRYTALEQA)" --documents 64 --most-tokens 4000 --passage-tokens 64 --out gpu/reader
 	@test -z "$(FAIRYTALEQA)" || $(PHASE) "extractor" $(BIN)/python -m worker.extractor --device cuda --dataset fairytaleqa \
 		--data "$(FAIRYTALEQA)" --documents 64 --most-tokens 4000 --passage-tokens 64 --modules mixed --preset standard \
-		--start gpu/reader/attempt-1/artefact --out gpu/extractor
+		--start gpu/reader/attempt-1/artefact --recipe '{"unanswerable": 0.0}' --out gpu/extractor
 	@test -z "$(FAIRYTALEQA)" || $(PHASE) "the paper's table" $(BIN)/python -m worker.evaluation --device cuda --dataset fairytaleqa \
 		--data "$(FAIRYTALEQA)" --passage-tokens 64 --preset standard --rows all --extractor gpu/extractor/attempt-1/artefact --out gpu/table
 

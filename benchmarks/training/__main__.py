@@ -18,7 +18,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +36,8 @@ from benchmarks.training.plain import run_plain
 from benchmarks.training.task import task_of
 from server.engine.base_model import BaseModel, load_base, prepare_base
 from server.engine.base_source import DEFAULT_BASE
+from worker.evaluation.arguments import ending_in_words, positive
+from worker.evaluation.output import require_folder
 from worker.training.recipe import Recipe
 from worker.training.teacher import LAYER_DTYPE
 
@@ -49,17 +51,23 @@ _NEARLY = 1.002
 """Held-out losses count as the same within this: layers are cached in bfloat16."""
 
 
-def main() -> None:
-    arguments = _arguments()
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _arguments(argv)
     torch.set_num_threads(arguments.threads)
-    base = _base(arguments)
-    if arguments.trainer:
-        print(json.dumps(_run(base, arguments.trainer, arguments)))
-        return
+    with ending_in_words():
+        if arguments.trainer:
+            print(json.dumps(_run(_base(arguments), arguments.trainer, arguments)))
+        else:
+            require_folder(arguments.json.absolute().parent)
+            _report(_base(arguments), arguments)
+
+
+def _report(base: BaseModel, arguments: argparse.Namespace) -> None:
+    parts = _parts(arguments)
     report: dict[str, Any] = {"setting": _setting(base, arguments)}
-    if "loops" in arguments.parts.split(","):
+    if "loops" in parts:
         report |= _loops(base, arguments)
-    if "one-page" in arguments.parts.split(","):
+    if "one-page" in parts:
         with tempfile.TemporaryDirectory() as folder, _spinning(f"one page, {arguments.preset}"):
             page = one_page(base, arguments.base, arguments.models_dir, Path(folder) / "job", arguments.preset, arguments.threads)
         report |= {"one_page_seconds": page["seconds"], "one_page": {**page, "preset": arguments.preset}}
@@ -70,7 +78,7 @@ def main() -> None:
 def _loops(base: BaseModel, arguments: argparse.Namespace) -> dict[str, Any]:
     rate = matmul_rate(base)
     curves: dict[str, dict[str, Any]] = {}
-    exact = EXACT in arguments.parts.split(",")
+    exact = EXACT in _parts(arguments)
     for trainer in [*TRAINERS, *([EXACT] if exact else [])]:
         with _spinning(f"{trainer}: {arguments.steps} steps"):
             curves[trainer] = _in_its_process(trainer, arguments)
@@ -117,9 +125,17 @@ def _in_its_process(trainer: str, arguments: argparse.Namespace) -> dict[str, An
     options = {"steps": arguments.steps, "threads": arguments.threads, "base": arguments.base, "models-dir": arguments.models_dir}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "benchmarks.training", "--trainer", trainer, "--json", "-", "--dtype", arguments.dtype, *words]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise ValueError(f"{trainer} ended with {done.returncode}; what it said is above")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def _parts(arguments: argparse.Namespace) -> frozenset[str]:
+    """`exact` is compared with what the loops lost."""
+    named = frozenset(arguments.parts.split(","))
+    return named | {"loops"} if EXACT in named else named
 
 
 def _curve(values: dict[str, Any]) -> Curve:
@@ -145,21 +161,21 @@ def _setting(base: BaseModel, arguments: argparse.Namespace) -> dict[str, Any]:
     return {"base": base.name, "dtype": str(base.dtype), "threads": arguments.threads, "steps": arguments.steps, "libraries": libraries}
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     description, _, rest = str(__doc__).partition("\n\n")
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.training", description=description, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, required=True, metavar="OUT", help="where the report goes")
-    parser.add_argument("--steps", type=int, default=50, help="of each loop (default: 50)")
+    parser.add_argument("--steps", type=positive, default=50, help="of each loop (default: 50)")
     parser.add_argument("--parts", default=USUAL_PARTS, help="default: %(default)s")
     parser.add_argument("--preset", default="quick", help="of the one-page document (default: quick)")
     parser.add_argument("--base", default=DEFAULT_BASE)
     parser.add_argument("--dtype", default="float32", help="default: float32, in which curves can be compared")
     parser.add_argument("--models-dir", type=Path, default=MODELS.expanduser(), help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: all cores")
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="default: all cores")
     parser.add_argument("--trainer", choices=(*TRAINERS, EXACT), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if unknown := sorted(set(arguments.parts.split(",")) - set(PARTS)):
         parser.error(f"--parts: {', '.join(unknown)} is none of {', '.join(PARTS)}")
     if arguments.steps < EVALUATIONS:

@@ -45,6 +45,7 @@ class Made:
         seed: int = 0,
         worn: ArtefactRef | None = None,
         extractor: ArtefactRef | None = None,
+        passages: str = "",
         **recipe: Any,
     ) -> None:
         self.heard: list[str] = []
@@ -55,6 +56,7 @@ class Made:
             overrides={**TWO_STEPS, **recipe},
             seed=seed,
             retriever=retriever,
+            passages=passages,
             on_progress=lambda doing, done, total: self.heard.append(doing),
             extractor=extractor,
             worn_extractor=worn,
@@ -192,3 +194,17 @@ def test_a_reference_names_its_module_relative_to_itself(base: BaseModel, tmp_pa
     moved = Made(base, tmp_path / "two").module()
     assert moved.digest == ref.digest
     assert (moved.directory / "manifest.json").exists()
+
+
+def test_modules_that_learn_beside_passages_are_kept_by_what_those_are(base: BaseModel, tmp_path: Path) -> None:
+    Made(base, tmp_path, passages="64 tokens", with_passages=0.5).artefacts.module(GATES, "mixed", None)
+    others = Made(base, tmp_path, passages="256 tokens", with_passages=0.5).artefacts
+    assert not others.has(GATES, "mixed", None)
+    Made(base, tmp_path, passages="64 tokens").artefacts.module(GATES, "mixed", None)
+    assert Made(base, tmp_path, passages="256 tokens").artefacts.has(GATES, "mixed", None), "these have seen none"
+
+
+def test_a_document_that_gives_too_little_is_named(base: BaseModel, tmp_path: Path) -> None:
+    short = Document(name="short", text="One short line here.", questions=())
+    with pytest.raises(ArtefactUnavailable, match="there can be no module, mixed of short: The document gave 0 usable training texts"):
+        Made(base, tmp_path).artefacts.module(short, "mixed", None)

@@ -126,7 +126,29 @@ def test_the_table_wears_it(house: Path, reader: ArtefactRef) -> None:
 
 def test_extractors_over_bare_modules_are_told_what_to_do(house: Path, reader: ArtefactRef, capsys: pytest.CaptureFixture[str]) -> None:
     words = given(house, out=house / "wrong", recipe=json.dumps(QUICK), most_tokens=400, module_recipe=json.dumps(TWO_STEPS))
-    assert "fewer than two documents" in refused([*words, "--documents", "1"])
-    with pytest.raises(SystemExit, match="2"):
-        parse_arguments([*words, "--modules", "worn"])
-    assert "--modules worn needs --start" in capsys.readouterr().err
+    assert "2 documents of split train have at most 400 tokens, 3 are wanted" in refused([*words, "--documents", "3"])
+    for more, said in (
+        (["--modules", "worn"], "--modules worn needs --start"),
+        (["--modules", "nonsense"], "invalid choice: 'nonsense'"),
+        (["--documents", "1"], "--documents must be at least 2"),
+        (["--documents", "-5"], "'-5' is no whole number from 1 on"),
+        (["--most-tokens", "0"], "'0' is no whole number from 1 on"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            parse_arguments([*words, *more])
+        assert said in capsys.readouterr().err
+
+
+def test_modules_that_cannot_be_learned_over_are_not_trained_first(house: Path, reader: ArtefactRef) -> None:
+    words = given(house, base=house / "absent", out=house / "refused", start=reader.directory)
+    worn = [*words, "--modules", "worn", "--recipe", json.dumps({**QUICK, "learn": "all"})]
+    assert 'let --recipe say \'{"learn": "weights"}\'' in refused(worn)
+    scoped = [*words, "--modules", "mixed", "--recipe", json.dumps(QUICK), "--module-recipe", '{"scope": "answer"}']
+    assert "the modules would have scope answer and the extractor all" in refused(scoped)
+    assert not (house / "refused").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_said(house: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot be made" in refused(given(house, out=tmp_path / "file" / "out"))
+    assert "cannot be made" in refused(given(house, out=tmp_path / "out", cache=tmp_path / "file" / "cache"))

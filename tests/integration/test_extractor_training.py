@@ -247,6 +247,16 @@ def test_a_later_attempt_over_other_modules_begins_anew(base: BaseModel, tmp_pat
     assert (later.artefact.digest, later.artefact.composition) == (expected.artefact.digest, expected.artefact.composition)
 
 
+def test_a_later_attempt_over_other_passages_begins_anew(base: BaseModel, tmp_path: Path) -> None:
+    """They are of the prompts that are learned from, and no word of the specification says which they were."""
+    taught = documents(base, tmp_path)
+    other = tuple(replace(each, passages=lambda question, k: ["Other words of the same document."]) for each in taught)
+    expected = train(base, tmp_path / "alone", other)
+    train(base, tmp_path, taught)
+    later = train(base, tmp_path, other)
+    assert (later.artefact.digest, later.artefact.composition) == (expected.artefact.digest, expected.artefact.composition)
+
+
 def test_a_reader_does_not_look_at_modules_that_wear_something_else(base: BaseModel, tmp_path: Path) -> None:
     """So a new lora can be trained while modules wear the old one."""
     worn = documents(base, tmp_path, wears="a" * 64)

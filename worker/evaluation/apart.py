@@ -21,7 +21,7 @@ import torch
 from server.engine.request import ArtefactRef
 from worker.evaluation.artefacts import Artefacts, Progress, TrainedArtefacts
 from worker.evaluation.documents import Document
-from worker.evaluation.parts import ASIDE, LoadEmbedder, Retrievers, base_of
+from worker.evaluation.parts import ASIDE, LoadEmbedder, Retrievers, base_of, passages_in_words
 from worker.evaluation.rows import MIXED, Line
 
 PATIENCE = 10.0
@@ -184,5 +184,6 @@ def _artefacts(setup: Setup, on_progress: Progress) -> TrainedArtefacts:
         overrides=setup.overrides,
         seed=setup.arguments.seed,
         retriever=Retrievers(base, setup.arguments, setup.load_embedder),
+        passages=passages_in_words(setup.arguments),
         on_progress=on_progress,
     )

@@ -83,7 +83,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_trainers(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
-        "--trainers", type=_positive, default=1, metavar="N", help="modules trained at once, each with its share of the cores (default: 1)"
+        "--trainers", type=positive, default=1, metavar="N", help="modules trained at once, each with its share of the cores (default: 1)"
     )
 
 
@@ -91,7 +91,7 @@ def _directory_or_none(text: str) -> Path | str:
     return NONE if text == NONE else Path(text)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)
@@ -146,7 +146,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 @contextmanager
 def ending_in_words() -> Iterator[None]:
-    """Around a command: what the user can mend ends it with 1 and a line that says so, Ctrl-C with 130."""
+    """Around a command: what the user can mend, a full disk among it, ends it with 1 and a line that says so, Ctrl-C with 130."""
     try:
         yield
     except KeyboardInterrupt:
@@ -154,3 +154,5 @@ def ending_in_words() -> Iterator[None]:
         sys.exit(130)
     except (KmserveError, ValueError) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename or 'a file'}: {error.strerror or error}")

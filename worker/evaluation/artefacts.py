@@ -24,7 +24,7 @@ from typing import Any, Protocol, get_args
 from server.engine.base_model import BaseModel
 from server.engine.options import EngineOptions
 from server.engine.request import ArtefactRef, Scope
-from server.errors import InvalidInput
+from server.errors import InvalidInput, NothingToLearn
 from server.modules.artefact import COMPOSITION, MANIFEST, write_composition
 from server.modules.canonical import canonical_json
 from server.modules.composition import ones
@@ -84,18 +84,21 @@ class TrainedArtefacts:
         seed: int,
         retriever: RetrieverOf,
         on_progress: Progress,
+        passages: str = "",
         extractor: ArtefactRef | None = None,
         worn_extractor: ArtefactRef | None = None,
     ) -> None:
         """Modules wear `worn_extractor` in their distillation, `extractor` where it is not named. `overrides` are fields of the preset's
         recipe that each objective is trained with, and under an objective's name those of its own:
-        `{"summaries": 8, "sdcd": {"batch_size": 4}}`."""
+        `{"summaries": 8, "sdcd": {"batch_size": 4}}`. `passages` names what `retriever` finds: modules that learn beside passages are kept
+        by it."""
         self._base = base
         self._cache = cache
         self._preset = preset
         self._overrides = dict(overrides)
         self._seed = seed
         self._retriever = retriever
+        self._passages = passages
         self._on_progress = on_progress
         self._extractor = extractor
         self._worn_extractor = worn_extractor
@@ -109,7 +112,7 @@ class TrainedArtefacts:
         return self._worn_extractor or self.extractor()
 
     def module(self, document: Document, objective: str, worn_ke: ArtefactRef | None) -> ArtefactRef:
-        """Trains it unless it is there. Raises what the training raises."""
+        """Trains it unless it is there. Raises ArtefactUnavailable for a document of too little text, and what the training raises."""
         recipe = self._recipe(objective, worn_ke is not None)
         folder = self._folder(document, recipe, worn_ke)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -145,7 +148,10 @@ class TrainedArtefacts:
 
     def _key(self, document: Document, recipe: Recipe, worn_ke: ArtefactRef | None) -> str:
         worn = [] if worn_ke is None else [worn_ke.digest, worn_ke.composition]
-        return _digest([self._base.fingerprint, str(self._base.dtype), document.name, document.text, as_json(recipe), self._seed, *worn])
+        read = [self._passages] if recipe.with_passages else []
+        return _digest(
+            [self._base.fingerprint, str(self._base.dtype), document.name, document.text, as_json(recipe), self._seed, *worn, *read]
+        )
 
     def _train(self, document: Document, recipe: Recipe, folder: Path, worn_ke: ArtefactRef | None) -> None:
         self._share_synthesis(document, folder)
@@ -160,17 +166,19 @@ class TrainedArtefacts:
             extractor=worn_ke,
             guard_answers=guard_store(self._cache, self._base),
         )
-        trained = train(
-            self._base,
-            spec,
-            EngineOptions(max_batch=recipe.synthesis_batch),
-            lambda question: self._retriever(document)(question, PASSAGES),
-            lambda stage, done, total, unit: self._on_progress(
-                f"{recipe.objective}{'' if worn_ke is None else ' (worn)'} of {document.name}: {stage}", done, total
-            ),
-            lambda: False,
-            lambda gate: None,
-        )
+        what = f"{recipe.objective}{'' if worn_ke is None else ' (worn)'} of {document.name}"
+        try:
+            trained = train(
+                self._base,
+                spec,
+                EngineOptions(max_batch=recipe.synthesis_batch),
+                lambda question: self._retriever(document)(question, PASSAGES),
+                lambda stage, done, total, unit: self._on_progress(f"{what}: {stage}", done, total),
+                lambda: False,
+                lambda gate: None,
+            )
+        except NothingToLearn as error:
+            raise ArtefactUnavailable(f"there can be no module, {what}: {error}") from None
         _write_ref(folder, trained.artefact)
         for name in LEFTOVERS:
             shutil.rmtree(folder / name, ignore_errors=True)

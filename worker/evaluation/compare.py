@@ -4,8 +4,8 @@
 
 TABLE is a table.json, or several with commas: lines of tables over the same questions are compared as if they were of one; the lines of
 NAME=TABLE have NAME before theirs, as `NAME KE`, for tables whose rows have equal names and other extractors or recipes. `A > B` says
-that A is expected to be better; what is printed is A - B with its 95 % interval and the two-sided p of flipping signs, for every measure
-that both have, or for `--measures`. Computes nothing but that.
+that A is expected to be better; what is printed is A - B with its 95 % interval and the two-sided p of flipping the signs of questions, and
+of whole documents, for every measure that both have, or for `--measures`. Computes nothing but that.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _mean(stories: Sequence[Sequence[float]]) -> float:
 def run(arguments: argparse.Namespace, console: Console) -> list[Compared]:
     lines = lines_of(arguments.table.split(","))
     results = [each for asked in arguments.asked for each in compared(lines, asked, arguments.measures)]
-    table = Table("measure", "expected better", "", "than", "", "difference (95 %)", "p", "holds")
+    table = Table("measure", "expected better", "", "than", "", "difference (95 %)", "p", "p by document", "holds")
     for each in results:
         apart = each.comparison.difference
         figures = (
@@ -105,9 +105,13 @@ def run(arguments: argparse.Namespace, console: Console) -> list[Compared]:
             f"{each.means[1]:.3f}",
             f"{apart.mean:+.3f} ({apart.low:+.3f} to {apart.high:+.3f})",
         )
-        table.add_row(each.measure, each.first, *figures, f"{each.comparison.p:.4f}", "yes" if each.better else "no")
+        table.add_row(each.measure, each.first, *figures, *_tests(each.comparison), "yes" if each.better else "no")
     console.print(table)
     return results
+
+
+def _tests(comparison: Comparison) -> tuple[str, str]:
+    return f"{comparison.p:.4f}", f"{comparison.p_documents:.4f}"
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -124,7 +128,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     try:
-        run(parse_arguments(), Console(highlight=False))
+        run(parse_arguments(), Console(highlight=False, width=None if sys.stdout.isatty() else 160))
     except ValueError as error:
         sys.exit(f"error: {error}")
 

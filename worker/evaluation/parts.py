@@ -74,6 +74,11 @@ def base_of(arguments: argparse.Namespace, on_progress: Callable[[str, int, int]
     return load_base(prepared, device=arguments.device, dtype=arguments.dtype)
 
 
+def passages_in_words(arguments: argparse.Namespace) -> str:
+    """What retrieval finds depends on it."""
+    return f"at most {arguments.passage_tokens} tokens, {arguments.embedder or 'packaged'} embedder"
+
+
 def base_in_words(base: BaseModel) -> str:
     return f"{base.name}, fingerprint {base.fingerprint[:16]}, {base.device.type}, {base.dtype}"
 

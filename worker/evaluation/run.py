@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from server.engine.base_model import BaseModel
@@ -23,7 +25,7 @@ from worker.evaluation.datasets import DATASETS, load_documents
 from worker.evaluation.documents import Document
 from worker.evaluation.l2_compression import CompressedReader
 from worker.evaluation.output import require_folder
-from worker.evaluation.parts import Bar, LoadEmbedder, Retrievers, base_in_words, base_of, packaged_embedder
+from worker.evaluation.parts import Bar, LoadEmbedder, Retrievers, base_in_words, base_of, packaged_embedder, passages_in_words
 from worker.evaluation.report import print_table, write_report
 from worker.evaluation.rows import Context, Line, lines_of
 from worker.evaluation.runner import TOGETHER, Setting, evaluate
@@ -38,6 +40,7 @@ def run(arguments: argparse.Namespace, console: Console, load_embedder: LoadEmbe
     lines = lines_of(arguments.rows, arguments.passages)
     documents = load_documents(arguments.dataset, arguments.data, arguments.split, arguments.documents)
     require_folder(arguments.out)
+    require_folder(arguments.cache)
     summaries: list[Summary] = []
     with Bar(console) as on_progress:
         base = base_of(arguments, on_progress)
@@ -61,12 +64,13 @@ def describe(arguments: argparse.Namespace, setting: Setting, lines: Sequence[Li
         "dataset": f"{arguments.dataset}, split {arguments.split or DATASETS[arguments.dataset].splits[0]}",
         "documents": f"{len(documents)} with {questions} questions: {', '.join(document.name for document in documents)}",
         "base": base_in_words(setting.base),
-        "passages": f"at most {arguments.passage_tokens} tokens, {arguments.embedder or 'packaged'} embedder",
+        "passages": passages_in_words(arguments),
         "training": f"preset {arguments.preset}, changed {arguments.recipe or 'nothing'}, seed {arguments.seed}",
         "recipes": recipes_of(setting, lines),
         "extractor": in_words(setting.artefacts.extractor),
         "worn": in_words(setting.artefacts.worn_extractor),
         "kv_drop": arguments.kv_drop,
+        "computed": f"{date.today().isoformat()}, {torch.get_num_threads()} threads",
         "libraries": ", ".join(f"{name} {version(name)}" for name in _LIBRARIES),
     }
 
@@ -117,6 +121,7 @@ def setting_of(
         overrides=arguments.recipe,
         seed=arguments.seed,
         retriever=retrievers,
+        passages=passages_in_words(arguments),
         on_progress=on_progress,
         extractor=_extractor(arguments.extractor, base, lines),
         worn_extractor=extractor_of(arguments.worn) if arguments.worn else None,

@@ -1,6 +1,6 @@
 """What a run comes to: each line's measures with intervals, and each against the line before it. Values in, values out; no files.
 
-Intervals are the central 95 %; `difference` is this line minus the line before, with its interval and the p-value of flipping signs. A
+Intervals are the central 95 %; `difference` is this line minus the line before, with its interval and the p-values of flipping signs. A
 smaller NLL is better, a larger score.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from worker.evaluation.measures import difference, interval, question_mean, sign_flip
+from worker.evaluation.measures import difference, interval, question_mean, sign_flip, sign_flip_stories
 from worker.evaluation.rows import Line
 from worker.evaluation.runner import Measurement
 
@@ -26,10 +26,12 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Of a line with another, question by question."""
+    """Of a line with another, question by question. `p`: over these documents and their modules, as if other questions were drawn;
+    `p_documents`: as if other documents were, with modules of their own."""
 
     difference: Estimate
     p: float
+    p_documents: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +77,12 @@ def as_json(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
                 "worn": summary.line.row.worn,
                 "ones": summary.line.row.ones,
             },
+            "modules": dict(summary.measurement.modules),
             "context": summary.line.row.context,
             "prompt_tokens": round(summary.prompt_tokens, 1),
             "measures": {name: _rounded(estimate) for name, estimate in summary.measures.items()},
             "against_previous": {
-                name: {**_rounded(comparison.difference), "p": round(comparison.p, 5)}
+                name: {**_rounded(comparison.difference), "p": round(comparison.p, 5), "p_documents": round(comparison.p_documents, 5)}
                 for name, comparison in summary.against_previous.items()
             },
             "values": {
@@ -105,7 +108,7 @@ def _summary(mine: Measurement, before: Measurement | None, seed: int) -> Summar
 def compare(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Comparison:
     """first - second, of two lines' values for the same questions."""
     paired = difference(first, second)
-    return Comparison(difference=_estimate(paired, seed), p=sign_flip(paired, seed))
+    return Comparison(difference=_estimate(paired, seed), p=sign_flip(paired, seed), p_documents=sign_flip_stories(paired, seed))
 
 
 def _estimate(stories: Sequence[Sequence[float]], seed: int) -> Estimate:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from server.engine.base_source import DEFAULT_BASE
-from worker.evaluation.arguments import add_trainers, default_cache, json_object
+from worker.evaluation.arguments import add_trainers, default_cache, json_object, positive
 from worker.evaluation.datasets import DATASETS
+from worker.training.recipe import ObjectiveName
 
 DESCRIPTION = """Train a knowledge extractor on a dataset's questions.
 
@@ -18,6 +20,7 @@ another extractor, whose rank, alpha and scope the new one has; over modules tha
 '{"learn": "weights"}'.
 """
 NONE, WORN = "none", "worn"
+MOST_DOCUMENTS = 16
 _WIDE = argparse.RawDescriptionHelpFormatter
 
 
@@ -27,10 +30,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     data.add_argument("--dataset", choices=list(DATASETS), required=True)
     data.add_argument("--data", type=Path, required=True, help="the dataset's folder, or QuALITY's file")
     data.add_argument("--split", default="train", help="(default: train)")
-    data.add_argument("--documents", type=int, default=16, help="how many, those with the most questions (default: 16)")
-    data.add_argument("--most-tokens", type=int, default=1500, help="longest document, in base tokens (default: 1500)")
     data.add_argument(
-        "--passage-tokens", type=int, default=64, help="longest passage (default: 64, as the evaluation of short stories wants)"
+        "--documents", type=positive, help=f"how many, those with the most questions (default: {MOST_DOCUMENTS}, or as many as there are)"
+    )
+    data.add_argument("--most-tokens", type=positive, default=1500, help="longest document, in base tokens (default: 1500)")
+    data.add_argument(
+        "--passage-tokens", type=positive, default=64, help="longest passage (default: 64, as the evaluation of short stories wants)"
     )
     model = parser.add_argument_group("model and training")
     model.add_argument("--base", default=DEFAULT_BASE, help="a directory, a .gguf file or a hub id (default: %(default)s)")
@@ -39,7 +44,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     model.add_argument("--dtype", default="auto")
     model.add_argument("--embedder", help="the embedding model of retrieval (default: the packaged one)")
     model.add_argument(
-        "--modules", default=NONE, help=f"{NONE}, an objective as mixed, or {WORN}: mixed, wearing --start (default: {NONE})"
+        "--modules",
+        choices=(NONE, *get_args(ObjectiveName), WORN),
+        default=NONE,
+        help=f"an objective, or {WORN}: mixed, wearing --start (default: {NONE})",
     )
     model.add_argument("--start", type=Path, help="the directory of an extractor to begin from (default: nothing)")
     model.add_argument("--recipe", type=json_object, default={}, metavar="JSON", help="fields of the extractor's recipe")
@@ -50,6 +58,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the folder that gets the artefact, and the checkpoints on the way")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="what is kept between runs (default: %(default)s)")
     arguments = parser.parse_args(argv)
+    if arguments.documents == 1:
+        parser.error("--documents must be at least 2: one is held out")
     if arguments.modules == WORN and arguments.start is None:
         parser.error("--modules worn needs --start: the extractor that they wear")
     return arguments

@@ -73,8 +73,8 @@ def train_extractor(base: BaseModel, spec: ExtractorSpec, report: Report, on_gat
     start = proven_start(base, spec.start, spec.recipe) if spec.start is not None else None
     if spec.recipe.without_module >= 1:  # then modules may wear what they will: they are not looked at
         spec = replace(spec, documents=tuple(replace(document, module=None) for document in spec.documents))
-    keep_only_of(spec.directory, base, spec.recipe, spec.seed, **_inputs(spec))
     training, held_out = _draw(base, spec, report)
+    keep_only_of(spec.directory, base, spec.recipe, spec.seed, **_inputs(spec, [*training, *held_out]))
     modules = _modules(base, spec)
     with composed(base, spec.recipe, spec.seed, modules, start) as student:
         before = student.composition()
@@ -140,10 +140,12 @@ def _draw(base: BaseModel, spec: ExtractorSpec, report: Report) -> tuple[list[An
     return fitting, held_out
 
 
-def _inputs(spec: ExtractorSpec) -> dict[str, Any]:
-    asked = [[each.name, [[one.question, *one.answers] for one in each.questions]] for each in spec.documents]
-    questions = hashlib.sha256(canonical_json(asked)).hexdigest()
-    return {"questions": questions, "modules": [named(document.module) for document in spec.documents], "start": named(spec.start)}
+def _inputs(spec: ExtractorSpec, examples: Sequence[Answered]) -> dict[str, Any]:
+    """The examples as they are read: questions, answers, passages and the instruction around them."""
+    read = hashlib.sha256()
+    for each in examples:
+        read.update(canonical_json([each.module, each.student.bare, each.student.adapted, each.target]))
+    return {"examples": read.hexdigest(), "modules": [named(document.module) for document in spec.documents], "start": named(spec.start)}
 
 
 def _modules(base: BaseModel, spec: ExtractorSpec) -> dict[int, Artefact]:

@@ -15,13 +15,15 @@ from worker.evaluation.apart import Wanted, setup_of, train_apart, untrained
 from worker.evaluation.artefacts import TrainedArtefacts, extractor_of
 from worker.evaluation.datasets import load_documents
 from worker.evaluation.documents import Document
-from worker.evaluation.parts import Bar, LoadEmbedder, Retrievers, base_of, packaged_embedder
+from worker.evaluation.output import require_folder
+from worker.evaluation.parts import Bar, LoadEmbedder, Retrievers, base_of, packaged_embedder, passages_in_words
 from worker.evaluation.rows import MIXED
-from worker.extractor.arguments import NONE, WORN
+from worker.extractor.arguments import MOST_DOCUMENTS, NONE, WORN
 from worker.extractor.examples import Asked, Taught
 from worker.extractor.pipeline import ExtractorSpec, train_extractor
-from worker.extractor.recipe import extractor_recipe
+from worker.extractor.recipe import ExtractorRecipe, extractor_recipe
 from worker.extractor.start import manifest_of, proven_start
+from worker.training.recipe import recipe_for
 
 
 def run(arguments: argparse.Namespace, console: Console, load_embedder: LoadEmbedder = packaged_embedder) -> ArtefactRef:
@@ -30,7 +32,9 @@ def run(arguments: argparse.Namespace, console: Console, load_embedder: LoadEmbe
     recipe = extractor_recipe(arguments.recipe, modules=arguments.modules != NONE, start=manifest_of(start))
     if recipe.learn == "weights" and start is None:
         raise ValueError("weights alone are learned over an extractor that is there: name it with --start")
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    _require_together(arguments, recipe)
+    require_folder(arguments.out)
+    require_folder(arguments.cache)
     with Bar(console) as on_progress:
         base = base_of(arguments, on_progress)
         if start is not None:
@@ -44,6 +48,7 @@ def run(arguments: argparse.Namespace, console: Console, load_embedder: LoadEmbe
             overrides=arguments.module_recipe,
             seed=arguments.seed,
             retriever=retrievers,
+            passages=passages_in_words(arguments),
             on_progress=on_progress,
         )
         if arguments.trainers > 1 and arguments.modules != NONE:
@@ -72,10 +77,24 @@ def run(arguments: argparse.Namespace, console: Console, load_embedder: LoadEmbe
 def chosen(documents: Sequence[Document], base: BaseModel, arguments: argparse.Namespace) -> list[Document]:
     """Those with the most questions among the documents that are not too long, in the order of their names. Raises ValueError."""
     short = [d for d in documents if len(base.tokenizer(d.text, add_special_tokens=False)["input_ids"]) <= arguments.most_tokens]
-    most = sorted(short, key=lambda document: (-len(document.questions), document.name))[: arguments.documents]
-    if len(most) < 2:
-        raise ValueError(f"fewer than two documents have at most {arguments.most_tokens} tokens: let --most-tokens be larger")
+    most = sorted(short, key=lambda document: (-len(document.questions), document.name))[: arguments.documents or MOST_DOCUMENTS]
+    if len(most) < (arguments.documents or 2):
+        raise ValueError(
+            f"{len(short)} documents of split {arguments.split} have at most {arguments.most_tokens} tokens, {arguments.documents or 2} "
+            "are wanted: let --most-tokens be larger"
+        )
     return sorted(most, key=lambda document: document.name)
+
+
+def _require_together(arguments: argparse.Namespace, recipe: ExtractorRecipe) -> None:
+    """What the modules would have to be for this extractor, before hours of them. Raises ValueError, InvalidInput for their recipe."""
+    if arguments.modules == NONE:
+        return
+    scope = recipe_for(arguments.preset, arguments.module_recipe).scope
+    if scope != recipe.scope:
+        raise ValueError(f"the modules would have scope {scope} and the extractor {recipe.scope}: name one scope in both recipes")
+    if arguments.modules == WORN and recipe.learn != "weights":
+        raise ValueError('modules that wear an extractor are right only over its lora: let --recipe say \'{"learn": "weights"}\'')
 
 
 def _taught(

@@ -169,8 +169,11 @@ def _data(
 ) -> tuple[Data, tuple[int, ...]]:
     """The examples, with the guard's, as many as the teacher's budget holds, and which of a teacher's states are stored."""
     data = objective.data(_source(base, spec, synthesis, retrieve), spec.recipe, spec.seed)
-    if len(data.training) < objective.least or not data.held_out:
-        raise NothingToLearn("The document gave too few usable training texts; it needs at least a few whole sentences.")
+    if (given := len(data.training)) < objective.least or not data.held_out:
+        raise NothingToLearn(
+            f"The document gave {given} usable training texts and {len(data.held_out)} to be held out, and objective "
+            f"`{spec.recipe.objective}` needs {objective.least} and 1: at least a few whole sentences, or a recipe that writes more texts."
+        )
     data = _guarded(base, spec, data, synthesis.counts["generations"], generate, report)
     if not objective.needs_teacher:
         return data, ()

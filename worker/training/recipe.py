@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, Literal, get_args
 
@@ -162,13 +162,23 @@ PAPER = Recipe(
 SMALL_BASE = 1_000_000_000
 """Parameters. A smaller base loses its way in long contexts, and its synthesis with it."""
 PRESETS = {recipe.preset: recipe for recipe in (QUICK, STANDARD, PAPER)}
-
-
+SUMMARIES_ALONE: Final = 8
+"""Per chunk, of `sdcd` where nothing else is said: it learns from them alone, and a page is one or two chunks."""
 _WEARING: Final[Mapping[str, Mapping[str, Any]]] = {"quick": {"learning_rate": 1.5e-3}, "standard": {"learning_rate": 1e-3}}
 """A student that wears an extractor begins near its teacher. At the rate of others one story of eleven was thrown far away from there; at
 half of it none was, and the others are 0.06 nats a token worse alone (docs/experiments.md)."""
-_SHARES: Final = {"with_passages": 1.0, "guard": 0.5}
-"""Each with the most that it may be."""
+_LIMITS: Final[Mapping[str, tuple[str, Callable[[float], bool]]]] = {
+    "held_out": ("from 0.01 to 0.5", lambda share: 0.01 <= share <= 0.5),
+    "with_passages": ("from 0 to 1", lambda share: 0 <= share <= 1),
+    "guard": ("from 0 to 0.5", lambda share: 0 <= share <= 0.5),
+    "ddcd_target": ("between 0 and 1", lambda share: 0 < share < 1),
+    "chunk_overlap": ("from 0 to 0.5", lambda share: 0 <= share <= 0.5),
+    "dropout": ("from 0 to below 1", lambda share: 0 <= share < 1),
+    "warmup": ("from 0 to 1", lambda share: 0 <= share <= 1),
+    "top_p": ("above 0, up to 1", lambda share: 0 < share <= 1),
+    "temperature": ("from 0 to 2", lambda temperature: 0 <= temperature <= 2),
+}
+"""What a number must be, in words and to ask; the API has the same bounds."""
 _FROM_ONE: Final = frozenset(
     [
         "rank",
@@ -183,7 +193,11 @@ _FROM_ONE: Final = frozenset(
         "patience",
         "chunk_tokens",
         "window_tokens",
+        "summary_tokens",
         "summary_prompts",
+        "question_tokens",
+        "rewrite_tokens",
+        "implication_tokens",
         "ddcd_windows",
         "synthesis_batch",
         "max_synthesis",
@@ -202,7 +216,7 @@ def while_wearing(preset: str) -> dict[str, Any]:
 
 
 def recipe_for(preset: str, overrides: Mapping[str, Any]) -> Recipe:
-    """A preset with named fields changed. Raises InvalidInput for an unknown preset, field or word."""
+    """A preset with named fields changed. Raises InvalidInput for an unknown preset, field or word, and for a number out of its bounds."""
     if preset not in PRESETS:
         raise InvalidInput(f"unknown preset {preset!r}: use one of {', '.join(sorted(PRESETS))}")
     kinds = {field.name: str(field.type) for field in fields(Recipe) if field.name != "preset"}
@@ -211,14 +225,14 @@ def recipe_for(preset: str, overrides: Mapping[str, Any]) -> Recipe:
     for name, value in overrides.items():
         _require_number(name, value, kinds[name])
     recipe = replace(PRESETS[preset], **overrides)
+    if recipe.objective == "sdcd" and "summaries" not in overrides:
+        recipe = replace(recipe, summaries=max(recipe.summaries, SUMMARIES_ALONE))
     for name, words in _CHOICES.items():
         if (chosen := getattr(recipe, name)) not in get_args(words):
             raise InvalidInput(f"unknown {name} {chosen!r} in the recipe: use one of {', '.join(get_args(words))}")
-    for name, most in _SHARES.items():
-        if not 0 <= getattr(recipe, name) <= most:
-            raise InvalidInput(f"{name} in the recipe is a share: use a number from 0 to {most}")
-    if not 0 < recipe.ddcd_target < 1:
-        raise InvalidInput("ddcd_target is a share of a window: use a number between 0 and 1")
+    for name, (words, fits) in _LIMITS.items():
+        if not fits(getattr(recipe, name)):
+            raise InvalidInput(f"{name} in the recipe is a number {words}, not {getattr(recipe, name)}")
     return recipe
 
 

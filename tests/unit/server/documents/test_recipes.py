@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from server.documents.recipes import RecipeChanges, TrainModule
 from server.documents.schemas import Preset
+from server.errors import InvalidInput
 from server.settings import Settings
 from worker.synthesis.prompts import SUMMARIES
 from worker.training import recipe as trainers
@@ -59,6 +60,18 @@ def test_the_trainer_takes_what_the_api_takes(name: str) -> None:
         changes = RecipeChanges(**{name: value}).changed()
         assert changes == {name: value}
         assert getattr(recipe_for("quick", changes), name) == value
+
+
+@pytest.mark.parametrize("name", sorted(trainers._LIMITS))
+def test_the_trainer_refuses_what_the_api_refuses_of_a_share(name: str) -> None:
+    schema = bounds(name)
+    below = schema["exclusiveMinimum"] if "exclusiveMinimum" in schema else schema["minimum"] - 1e-3
+    above = schema["exclusiveMaximum"] if "exclusiveMaximum" in schema else schema["maximum"] + 1e-3
+    for value in (below, above):
+        with pytest.raises(ValidationError):
+            RecipeChanges(**{name: value})
+        with pytest.raises(InvalidInput, match=name):
+            recipe_for("quick", {name: value})
 
 
 @pytest.mark.parametrize(

@@ -117,3 +117,4 @@ def test_the_command_prints_a_line_a_measure(tables: list[str]) -> None:
     results = run(parse_arguments(words), Console(file=output, width=200))
     assert len(results) == 2
     assert "+5.000 (+5.000 to +5.000)" in output.getvalue()
+    assert "0.5000" in output.getvalue(), "the p of two documents"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.evaluation.measures import RougeL, difference, interval, likeliest_option, mean_nll, question_mean, sign_flip
+from worker.evaluation.measures import RougeL, difference, interval, likeliest_option, mean_nll, question_mean, sign_flip, sign_flip_stories
 
 
 def test_rouge_l_is_stemmed_and_takes_the_best_reference() -> None:
@@ -55,6 +55,20 @@ def test_the_p_value_is_the_share_of_signs_as_extreme() -> None:
     # of those of (2, 1) two have a sum of at least 3 in size; of (2, -1) all have one of at least 1
     assert sign_flip([[2.0], [1.0]]) == pytest.approx(2 / 4, abs=0.04)
     assert sign_flip([[2.0], [-1.0]]) == 1.0
+
+
+def test_a_storys_questions_are_flipped_together() -> None:
+    # of the 2^2 signs of (2, 1) two have a sum of at least 3 in size; of (3, -1) all have one of at least 2
+    assert sign_flip_stories([[1.0, 1.0], [1.0]]) == 2 / 4
+    assert sign_flip_stories([[1.0, 2.0], [-1.0]]) == 1.0
+    assert sign_flip_stories([[0.5] * 20] * 8) == 2 / 256, "8 stories can give no less, however many questions"
+    assert sign_flip_stories([]) == 1.0
+
+
+def test_the_signs_of_many_stories_are_drawn() -> None:
+    many = [[1.0, 2.0]] * 20
+    assert sign_flip_stories(many) == sign_flip_stories(many) < 0.005
+    assert sign_flip_stories([[1.0], [-1.0]] * 10) > 0.9
 
 
 def test_a_clear_difference_is_significant_either_way_and_the_same_each_time() -> None:

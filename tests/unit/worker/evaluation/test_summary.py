@@ -44,6 +44,12 @@ def test_a_line_is_compared_with_the_one_before() -> None:
     compared = rag.against_previous["rouge_l"]
     assert compared.difference.mean == 20.0
     assert compared.p == pytest.approx(2 / 8, abs=0.04)
+    assert compared.p_documents == 2 / 4
+
+
+def test_json_names_the_modules_that_a_line_wore() -> None:
+    worn = replace(BASE, modules={"d0": "a" * 64, "d1": "b" * 64})
+    assert [line["modules"] for line in as_json(list(summarise([worn, RAG])))] == [{"d0": "a" * 64, "d1": "b" * 64}, {}]
 
 
 def test_lines_over_other_questions_are_not_compared() -> None:
@@ -55,7 +61,7 @@ def test_json_says_what_each_line_wears_and_reads() -> None:
     base, rag = as_json(list(summarise([BASE, RAG])))
     assert (base["row"], base["wears"]["objective"], base["wears"]["module_of"], base["context"]) == ("base", None, None, "nothing")
     assert (rag["passages"], rag["context"], rag["prompt_tokens"]) == (4, "passages", 100.3)
-    assert set(rag["against_previous"]["gold_nll"]) == {"mean", "low", "high", "p"}
+    assert set(rag["against_previous"]["gold_nll"]) == {"mean", "low", "high", "p", "p_documents"}
 
 
 def test_a_measure_of_some_questions_is_of_those_alone() -> None:

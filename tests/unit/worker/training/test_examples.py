@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from server.engine.prompt import ANSWER_BARE, answer_prompt, instruction_prompt
@@ -10,6 +12,8 @@ from tests.support.tiny_models import EOS
 from tests.support.tiny_training import WINDOW, tiny_pairs
 from worker.synthesis.texts import TextPair
 from worker.training.examples import MIN_HELD_OUT, split_held_out, to_examples
+from worker.training.objectives.distillation import Distillation
+from worker.training.recipe import SUMMARIES_ALONE
 
 
 def held(count: int, share: float = 0.1) -> int:
@@ -31,6 +35,13 @@ def test_teacher_and_student_read_what_serving_would() -> None:
     assert example.teacher == instruction_prompt(tokenizer, pair.teacher_instruction, context=WINDOW)
     assert tokenizer.decode(list(example.target[:-1])) == "green"
     assert example.target[-1] == EOS
+
+
+def test_the_fewest_summaries_of_a_page_are_enough_to_distil_it() -> None:
+    pairs = [replace(pair, kind="summary", question="") for pair in tiny_pairs(SUMMARIES_ALONE)]
+    training, held_out = split_held_out(pairs, 0.1)
+    assert len(training) >= Distillation.least
+    assert held_out
 
 
 def test_control_tokens_in_a_text_stay_text() -> None:

@@ -74,7 +74,7 @@ def test_named_fields_are_changed_and_the_preset_is_not() -> None:
         ("quick", {"teacher_cache_bytes": 1e9}, "teacher_cache_bytes in the recipe is a whole number from 1 on"),
         ("quick", {"ddcd_target": 1.0}, "between 0 and 1"),
         ("quick", {"ddcd_target": 0}, "between 0 and 1"),
-        ("quick", {"with_passages": 1.5}, "with_passages in the recipe is a share"),
+        ("quick", {"with_passages": 1.5}, "with_passages in the recipe is a number from 0 to 1, not 1.5"),
         ("quick", {"with_passages": "half"}, "with_passages in the recipe is a number from 0 on, not 'half'"),
         ("quick", {"b_rate": math.nan}, "b_rate in the recipe is a number above 0, not nan"),
         ("quick", {"b_rate": 0}, "b_rate in the recipe is a number above 0"),
@@ -85,7 +85,15 @@ def test_named_fields_are_changed_and_the_preset_is_not() -> None:
         ("quick", {"max_steps": 10.0}, "max_steps in the recipe is a whole number from 1 on, not 10.0"),
         ("quick", {"questions": -1}, "questions in the recipe is a whole number from 0 on, not -1"),
         ("quick", {"chunk_tokens": "512"}, "chunk_tokens in the recipe is a whole number from 1 on, not '512'"),
-        ("quick", {"guard": 0.6}, "guard in the recipe is a share: use a number from 0 to 0.5"),
+        ("quick", {"guard": 0.6}, "guard in the recipe is a number from 0 to 0.5, not 0.6"),
+        ("quick", {"held_out": 0}, "held_out in the recipe is a number from 0.01 to 0.5, not 0"),
+        ("quick", {"held_out": 0.6}, "held_out in the recipe is a number from 0.01 to 0.5"),
+        ("quick", {"dropout": 1}, "dropout in the recipe is a number from 0 to below 1"),
+        ("quick", {"warmup": 3}, "warmup in the recipe is a number from 0 to 1"),
+        ("quick", {"top_p": 0}, "top_p in the recipe is a number above 0, up to 1"),
+        ("quick", {"temperature": 2.5}, "temperature in the recipe is a number from 0 to 2"),
+        ("quick", {"chunk_overlap": 0.6}, "chunk_overlap in the recipe is a number from 0 to 0.5"),
+        ("quick", {"summary_tokens": 0}, "summary_tokens in the recipe is a whole number from 1 on"),
     ],
 )
 def test_unknown_names_are_refused(preset: str, overrides: dict[str, Any], named: str) -> None:
@@ -95,7 +103,13 @@ def test_unknown_names_are_refused(preset: str, overrides: dict[str, Any], named
 
 @pytest.mark.parametrize("objective", get_args(ObjectiveName))
 def test_a_preset_takes_any_objective(objective: ObjectiveName) -> None:
-    assert recipe_for("quick", {"objective": objective}) == replace(QUICK, objective=objective)
+    summaries = 8 if objective == "sdcd" else QUICK.summaries
+    assert recipe_for("quick", {"objective": objective}) == replace(QUICK, objective=objective, summaries=summaries)
+
+
+def test_what_learns_from_summaries_alone_has_enough_of_them_unless_told() -> None:
+    assert recipe_for("quick", {"objective": "sdcd", "summaries": 3}).summaries == 3
+    assert recipe_for("paper", {}).summaries == 16
 
 
 def test_the_presets_read_the_papers_equations_our_way() -> None:
