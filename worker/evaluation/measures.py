@@ -79,7 +79,7 @@ def sign_flip_stories(differences: Sequence[Sequence[float]], seed: int = 0) -> 
     the same for all of them. Of n stories p is at least 2 / 2^n: 8 can give 0.008, 4 no less than 0.125."""
     values = [sum(story) for story in differences]
     if len(values) <= EXACT_STORIES:
-        return _as_far(values, product((1, -1), repeat=len(values))) / 2 ** len(values)
+        return _as_far(values, product((1, -1), repeat=len(values))) / (1 << len(values))
     return (1 + _as_far(values, _drawn(len(values), seed))) / (1 + RESAMPLES)
 
 

@@ -230,9 +230,9 @@ def recipe_for(preset: str, overrides: Mapping[str, Any]) -> Recipe:
     for name, words in _CHOICES.items():
         if (chosen := getattr(recipe, name)) not in get_args(words):
             raise InvalidInput(f"unknown {name} {chosen!r} in the recipe: use one of {', '.join(get_args(words))}")
-    for name, (words, fits) in _LIMITS.items():
+    for name, (bounds, fits) in _LIMITS.items():
         if not fits(getattr(recipe, name)):
-            raise InvalidInput(f"{name} in the recipe is a number {words}, not {getattr(recipe, name)}")
+            raise InvalidInput(f"{name} in the recipe is a number {bounds}, not {getattr(recipe, name)}")
     return recipe
 
 
