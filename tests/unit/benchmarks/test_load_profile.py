@@ -20,7 +20,6 @@ from server.engine.host_cache import HostCache
 from server.modules.artefact import write_artefact
 from tests.support.tiny_models import tiny_artefact, tiny_base
 
-
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 """Seconds that the system may count of a processor's time before they have passed."""
 
