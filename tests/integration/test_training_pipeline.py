@@ -59,6 +59,7 @@ class Job:
         self.directory, self.base = directory, base
         self.gates: list[Gate] = []
         self.attempts = 0
+        self.passages = [TEXT[:40]]
         self._recipe, self._text = recipe, text
 
     def attempt(self, stop_at: tuple[str, int] | None = None) -> Trained:
@@ -79,7 +80,7 @@ class Job:
             directory=self.directory,
             attempt=self.attempts,
         )
-        return train(self.base, spec, EngineOptions(), lambda question: [TEXT[:40]], report, lambda: False, self.gates.append)
+        return train(self.base, spec, EngineOptions(), lambda question: self.passages, report, lambda: False, self.gates.append)
 
     def steps(self, stage: str) -> list[int]:
         return [done for name, done, _ in self.heard if name == stage]
@@ -221,6 +222,19 @@ def test_a_recipe_of_more_makes_a_module_that_resumes_to_the_same(
         with pytest.raises(Stopped):
             parts.attempt(stop_at)
     assert parts.attempt().artefact.digest == trained.artefact.digest
+
+
+def test_an_attempt_that_finds_other_passages_begins_its_fit_anew(tmp_path: Path, base: BaseModel) -> None:
+    """As after a change of how documents are cut, or of the embedding model; the texts are kept."""
+    recipe = replace(SMALL, gate_improvement=-1.0, with_passages=0.5)
+    alone, job = Job(tmp_path / "alone", base, recipe), Job(tmp_path / "job", base, recipe)
+    alone.passages = [TEXT[40:80]]
+    expected = alone.attempt()
+    with pytest.raises(Stopped):
+        job.attempt(("fitting", 5))
+    job.passages, asked = alone.passages, len(Writer.asked)
+    assert job.attempt().artefact.digest == expected.artefact.digest
+    assert len(Writer.asked) == asked
 
 
 def test_a_document_without_sentences_teaches_nothing(tmp_path: Path, base: BaseModel) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -45,6 +46,10 @@ class Answered(Example):
     """`module` is the number of the worn module's document, or NO_MODULE."""
 
     module: int
+
+    @property
+    def content(self) -> list[Any]:
+        return [*super().content, self.module]
 
 
 def split_documents(documents: Sequence[Taught], share: float) -> tuple[list[int], list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,13 +13,13 @@ from server.engine.base_model import BaseModel
 from server.engine.request import ArtefactRef
 from server.errors import GateNotPassed, InvalidInput, NothingToLearn
 from server.modules.artefact import Artefact, write_artefact
-from server.modules.canonical import canonical_json
 from server.modules.composition import Composition
 from server.modules.manifest import ArtefactKind, Manifest
 from worker.extractor.composed import Composed, composed
 from worker.extractor.examples import Answered, Draw, Taught, split_documents
 from worker.extractor.recipe import ExtractorRecipe
 from worker.extractor.start import proven_start
+from worker.training.examples import digest_of
 from worker.training.fit import FitResult, FitState, fit, held_out_loss
 from worker.training.inputs import keep_only_of, named
 from worker.training.pipeline import Report
@@ -142,10 +141,8 @@ def _draw(base: BaseModel, spec: ExtractorSpec, report: Report) -> tuple[list[An
 
 def _inputs(spec: ExtractorSpec, examples: Sequence[Answered]) -> dict[str, Any]:
     """The examples as they are read: questions, answers, passages and the instruction around them."""
-    read = hashlib.sha256()
-    for each in examples:
-        read.update(canonical_json([each.module, each.student.bare, each.student.adapted, each.target]))
-    return {"examples": read.hexdigest(), "modules": [named(document.module) for document in spec.documents], "start": named(spec.start)}
+    modules = [named(document.module) for document in spec.documents]
+    return {"examples": digest_of(examples), "modules": modules, "start": named(spec.start)}
 
 
 def _modules(base: BaseModel, spec: ExtractorSpec) -> dict[int, Artefact]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from server.engine.prompt import Prompt, instruction_prompt, plain_ids
+from server.modules.canonical import canonical_json
 from worker.synthesis.texts import TextPair
 
 
@@ -26,9 +29,23 @@ class Example:
         assert self.teacher is not None
         return self.teacher
 
+    @property
+    def content(self) -> list[Any]:
+        """All that is learned from, as JSON values."""
+        sides = [None if prompt is None else [prompt.bare, prompt.adapted] for prompt in (self.teacher, self.student)]
+        return [self.kind, *sides, self.target]
+
     def __len__(self) -> int:
         """Tokens that the student reads."""
         return len(self.student) + len(self.target)
+
+
+def digest_of(examples: Iterable[Example]) -> str:
+    """sha256 of their contents, in their order."""
+    read = hashlib.sha256()
+    for each in examples:
+        read.update(canonical_json(each.content))
+    return read.hexdigest()
 
 
 def to_examples(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair], end_of_turn: int) -> list[Example]:

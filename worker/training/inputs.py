@@ -18,6 +18,7 @@ from worker.training.recipe import Schedule
 logger = logging.getLogger(__name__)
 
 FILE = "inputs.json"
+EXAMPLES = "examples.sha256"
 LEFTOVERS = ("teacher", "checkpoint", "checkpoint.old", "checkpoint.tmp")
 TEXTS = "synthesis.jsonl"
 """Generated texts stay good under another recipe, and cost the most; not those that another base or generator wrote."""
@@ -43,6 +44,21 @@ def keep_only_of(directory: Path, base: BaseModel, recipe: Schedule, seed: int, 
     temporary = directory / f"{FILE}.tmp"
     temporary.write_text(json.dumps(inputs))
     temporary.replace(directory / FILE)
+
+
+def keep_only_of_examples(directory: Path, examples: str) -> None:
+    """Remove teacher states and checkpoints of other examples than those of this digest: passages among them may be others by now, or
+    otherwise found. Where nothing is known of what is there, it stays."""
+    note = directory / EXAMPLES
+    if note.exists() and note.read_text() == examples:
+        return
+    for name in LEFTOVERS if note.exists() else ():
+        if (directory / name).exists():
+            logger.warning("what an earlier attempt left in %s was learned from other examples and is made again", name)
+            _remove(directory / name)
+    temporary = directory / f"{EXAMPLES}.tmp"
+    temporary.write_text(examples)
+    temporary.replace(note)
 
 
 def _remove(leftover: Path) -> None:

@@ -22,11 +22,11 @@ from worker.synthesis.asks import Generator
 from worker.synthesis.generator import EngineGenerator
 from worker.synthesis.synthesise import Synthesis, synthesise
 from worker.training.budget import sizes_of, within_budget
-from worker.training.examples import Example, to_examples
+from worker.training.examples import Example, digest_of, to_examples
 from worker.training.fit import FitResult, FitState, Loss, fit
 from worker.training.gate import Gate, measure
 from worker.training.guard import GUARD, drawn, guard_each, guard_pairs
-from worker.training.inputs import TEXTS, keep_only_of, named
+from worker.training.inputs import TEXTS, keep_only_of, keep_only_of_examples, named
 from worker.training.objectives.objective import Data, Objective, Source
 from worker.training.objectives.registry import objective_of
 from worker.training.passages import OPEN, Retrieve
@@ -94,6 +94,7 @@ def train(
     generate = EngineGenerator(base, options, should_stop)
     synthesis = _synthesise(base, spec, generate if spec.writer is None else spec.writer.generate, report)
     data, kept = _data(base, spec, objective, synthesis, generate, retrieve, report)
+    keep_only_of_examples(spec.directory, digest_of([*data.held_out, *data.training]))
     worn = [] if extractor is None else [worn_extractor(extractor, like(base))]
     weight_of = None if extractor is None else module_weights(extractor, like(base))
     with wearing(base.model, worn):
