@@ -79,7 +79,14 @@ def test_a_module_is_trained_once_and_is_one_that_serving_accepts(base: BaseMode
 
 def test_what_only_the_training_needed_is_gone(base: BaseModel, tmp_path: Path) -> None:
     folder = Made(base, tmp_path).module().directory.parents[1]
-    assert sorted(path.name for path in folder.iterdir()) == ["attempt-1", "inputs.json", "lock", "ref.json", "synthesis.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "attempt-1",
+        "examples.sha256",
+        "inputs.json",
+        "lock",
+        "ref.json",
+        "synthesis.jsonl",
+    ]
 
 
 def test_other_documents_recipes_and_seeds_are_other_modules_over_the_same_generations(base: BaseModel, tmp_path: Path) -> None:
