@@ -40,9 +40,6 @@ def parse_arguments(
     _add_model(parser)
     _add_table(parser)
     arguments = parser.parse_args(argv)
-    for name in ("documents", "passage_tokens"):
-        if (value := getattr(arguments, name)) is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if not 0 <= arguments.kv_drop < 1:
         parser.error("--kv-drop must be at least 0 and below 1")
     return arguments
@@ -53,7 +50,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", choices=list(DATASETS), required=True)
     parser.add_argument("--data", type=Path, required=True, help="the dataset's folder, or QuALITY's file")
     parser.add_argument("--split", help=f"default: the first of its splits ({splits})")
-    parser.add_argument("--documents", type=int, help="how many, the shortest first (default: all)")
+    parser.add_argument("--documents", type=positive, help="how many, the shortest first (default: all)")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +107,7 @@ def _add_table(parser: argparse.ArgumentParser) -> None:
         default=_numbers(DEFAULT_PASSAGES),
         help=f"how many a prompt holds; a line of the table for each (default: {DEFAULT_PASSAGES})",
     )
-    parser.add_argument("--passage-tokens", type=int, default=256, help="longest passage (default: 256; short stories want 64)")
+    parser.add_argument("--passage-tokens", type=positive, default=256, help="longest passage (default: 256; short stories want 64)")
     parser.add_argument("--kv-drop", type=float, default=0.5, help="share of keys and values that KV_L2 drops (default: 0.5)")
     parser.add_argument("--out", type=Path, required=True, help="the folder that gets table and figure")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="what is kept between runs (default: %(default)s)")

@@ -83,8 +83,8 @@ class TrainedArtefacts:
         overrides: Mapping[str, Any],
         seed: int,
         retriever: RetrieverOf,
+        passages: str,
         on_progress: Progress,
-        passages: str = "",
         extractor: ArtefactRef | None = None,
         worn_extractor: ArtefactRef | None = None,
     ) -> None:

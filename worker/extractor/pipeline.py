@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from server.engine.base_model import BaseModel
 from server.engine.request import ArtefactRef
@@ -21,7 +20,7 @@ from worker.extractor.recipe import ExtractorRecipe
 from worker.extractor.start import proven_start
 from worker.training.examples import digest_of
 from worker.training.fit import FitResult, FitState, fit, held_out_loss
-from worker.training.inputs import keep_only_of, named
+from worker.training.inputs import keep_only_of, keep_only_of_examples, named
 from worker.training.pipeline import Report
 from worker.training.provenance import library_versions, now
 from worker.training.worn import proven
@@ -72,8 +71,10 @@ def train_extractor(base: BaseModel, spec: ExtractorSpec, report: Report, on_gat
     start = proven_start(base, spec.start, spec.recipe) if spec.start is not None else None
     if spec.recipe.without_module >= 1:  # then modules may wear what they will: they are not looked at
         spec = replace(spec, documents=tuple(replace(document, module=None) for document in spec.documents))
+    modules_named = [named(document.module) for document in spec.documents]
+    keep_only_of(spec.directory, base, spec.recipe, spec.seed, modules=modules_named, start=named(spec.start))
     training, held_out = _draw(base, spec, report)
-    keep_only_of(spec.directory, base, spec.recipe, spec.seed, **_inputs(spec, [*training, *held_out]))
+    keep_only_of_examples(spec.directory, digest_of([*held_out, *training]))
     modules = _modules(base, spec)
     with composed(base, spec.recipe, spec.seed, modules, start) as student:
         before = student.composition()
@@ -137,12 +138,6 @@ def _draw(base: BaseModel, spec: ExtractorSpec, report: Report) -> tuple[list[An
     if not fitting or not held_out:
         raise NothingToLearn("All questions are longer than the base model's context: use fewer or shorter passages.")
     return fitting, held_out
-
-
-def _inputs(spec: ExtractorSpec, examples: Sequence[Answered]) -> dict[str, Any]:
-    """The examples as they are read: questions, answers, passages and the instruction around them."""
-    modules = [named(document.module) for document in spec.documents]
-    return {"examples": digest_of(examples), "modules": modules, "start": named(spec.start)}
 
 
 def _modules(base: BaseModel, spec: ExtractorSpec) -> dict[int, Artefact]:

@@ -40,7 +40,7 @@ def made(base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
         return lambda question, k: [document.text] * k
 
     def make(documents: Sequence[Document] = (FOX, HEN), base: BaseModel = base, retriever: Any = retriever, **options: Any) -> Setting:
-        options = {"preset": "quick", "overrides": {}, "seed": 0, "retriever": retriever, "on_progress": unheard, **options}
+        options = {"preset": "quick", "overrides": {}, "seed": 0, "retriever": retriever, "passages": "", "on_progress": unheard, **options}
         return Setting(
             base=base,
             documents=documents,

@@ -30,6 +30,7 @@ def setting(base: BaseModel, cache: Path, extractor: Path | None = None) -> Sett
         overrides={"rank": 4, "lm": {"max_steps": 9}},
         seed=0,
         retriever=lambda document: pytest.fail("nothing was to be trained"),
+        passages="",
         on_progress=lambda doing, done, total: None,
         extractor=extractor_of(extractor) if extractor else None,
     )
