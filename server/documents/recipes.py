@@ -28,6 +28,7 @@ class RecipeChanges(Body):
 
     objective: Literal["lm", "pit", "ddcd", "sdcd", "mixed"] | None = None
     scope: Literal["all", "answer"] | None = None
+    adapted: Literal["all", "attention", "mlp", "upper"] | None = None
 
     rank: Annotated[int, Field(strict=True, ge=1, le=256)] | None = None
     alpha: Positive | None = None

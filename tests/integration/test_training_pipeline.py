@@ -14,12 +14,13 @@ from torch import Tensor
 
 from server.engine.base_model import BaseModel, adapted_layers
 from server.engine.options import EngineOptions
-from server.errors import GateNotPassed, NothingToLearn
+from server.errors import GateNotPassed, InvalidInput, NothingToLearn
 from server.modules.artefact import read_artefact
 from tests.support.tiny_models import FINGERPRINT, tiny_base
 from tests.support.tiny_training import RECIPE
 from worker.synthesis.asks import Ask
 from worker.training import pipeline
+from worker.training.adapted import layers_to_train
 from worker.training.fit import Stopped
 from worker.training.gate import Gate
 from worker.training.pipeline import Trained, TrainingSpec, train
@@ -117,6 +118,26 @@ def test_the_artefact_is_one_that_serving_accepts(whole: Whole) -> None:
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in adapted_layers(base.model).items()}
     artefact = read_artefact(ref, FINGERPRINT, shapes, SMALL.rank)
     assert artefact.manifest.targets == tuple(sorted(shapes))
+
+
+@pytest.mark.parametrize(("adapted", "layers"), [("mlp", 6), ("attention", 8), ("upper", 7)])
+def test_a_module_of_some_layers_is_one_that_serving_accepts_too(tmp_path: Path, base: BaseModel, adapted: Any, layers: int) -> None:
+    job = Job(tmp_path, base, replace(SMALL, adapted=adapted, gate_improvement=0.05))
+    ref = job.attempt().artefact
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in adapted_layers(base.model).items()}
+    artefact = read_artefact(ref, FINGERPRINT, shapes, SMALL.rank)
+    assert set(artefact.a) == set(artefact.manifest.targets) == set(layers_to_train(base.model, adapted))
+    assert len(artefact.a) == layers
+    assert job.gates[0].loss_after < job.gates[0].loss_before
+
+
+def test_layers_that_a_models_names_do_not_tell_are_refused_before_any_work(
+    tmp_path: Path, base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.training.adapted.adapted_layers", lambda model: {"mixer": model.lm_head})
+    with pytest.raises(InvalidInput, match="do not tell"):
+        Job(tmp_path, base, replace(SMALL, adapted="mlp")).attempt()
+    assert Writer.asked == []
 
 
 def test_the_base_is_left_as_it_was(whole: Whole) -> None:

@@ -21,6 +21,7 @@ from server.modules.manifest import ArtefactKind, Manifest
 from worker.synthesis.asks import Generator
 from worker.synthesis.generator import EngineGenerator
 from worker.synthesis.synthesise import Synthesis, synthesise
+from worker.training.adapted import layers_to_train
 from worker.training.budget import sizes_of, within_budget
 from worker.training.examples import Example, digest_of, to_examples
 from worker.training.fit import FitResult, FitState, Loss, fit
@@ -83,10 +84,11 @@ def train(
 ) -> Trained:
     """`should_stop` is asked within long generations; once it says so, the next `report` must raise. `on_gate` hears every verdict.
 
-    Raises NothingToLearn, GateNotPassed; what `report` raises passes through with everything resumable kept.
+    Raises NothingToLearn, GateNotPassed, InvalidInput; what `report` raises passes through with everything resumable kept.
     """
     objective = objective_of(spec.recipe)
     spec = replace(spec, recipe=objective.narrowed(for_base(spec.recipe, base.model.num_parameters())))
+    layers_to_train(base.model, spec.recipe.adapted)  # or refused, before its texts are written
     extractor = _extractor(base, spec)
     text = hashlib.sha256(spec.text.encode()).hexdigest()
     writer = {} if spec.writer is None else {"writer": spec.writer.name}
@@ -99,7 +101,7 @@ def train(
     weight_of = None if extractor is None else module_weights(extractor, like(base))
     with wearing(base.model, worn):
         teacher = _teach(base, spec, [*data.held_out, *data.training] if objective.needs_teacher else [], kept, worn, report)
-        student = Student(base.model, spec.recipe, spec.seed, weight_of, worn)
+        student = Student(base.model, spec.recipe, spec.seed, weight_of, worn, spec.recipe.adapted)
         return _distil(base, spec, objective, synthesis, data, teacher, student, retrieve, report, on_gate)
 
 

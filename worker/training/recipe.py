@@ -18,6 +18,8 @@ Positions = Literal["shifted", "unshifted"]
 target token is not distilled and what would follow the last one is."""
 ScopeName = Literal["all", "answer"]
 """Where adapters act: on every token, or from the question's instruction on, so that what stands before it is read by the bare base."""
+Adapted = Literal["all", "attention", "mlp", "upper"]
+"""The linear layers that a module changes: all but the head, those of either kind, or those of the upper half of the blocks."""
 Decay = Literal["cosine", "linear"]
 """Of the learning rate after its warm-up: the paper's text, its authors' code."""
 
@@ -59,6 +61,7 @@ class Recipe(Schedule):
 
     preset: str
     objective: ObjectiveName
+    adapted: Adapted = "all"
     hidden_weight: float = 1.0
     hidden_term: HiddenTerm = "mean"
     positions: Positions = "shifted"
@@ -207,7 +210,14 @@ _FROM_ONE: Final = frozenset(
 """Numbers that are never 0."""
 _SMALLEST: Final = {"gate_improvement": -math.inf}
 """Of a number that may be below 0: a training whose result is taken however it went."""
-_CHOICES: Final = {"objective": ObjectiveName, "hidden_term": HiddenTerm, "positions": Positions, "decay": Decay, "scope": ScopeName}
+_CHOICES: Final = {
+    "objective": ObjectiveName,
+    "hidden_term": HiddenTerm,
+    "positions": Positions,
+    "decay": Decay,
+    "scope": ScopeName,
+    "adapted": Adapted,
+}
 
 
 def while_wearing(preset: str) -> dict[str, Any]:

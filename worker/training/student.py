@@ -1,4 +1,4 @@
-"""The student: the base model with a trainable LoRA on every linear layer but the head, put on and taken off without a trace.
+"""The student: the base model with a trainable LoRA on linear layers, usually all but the head, put on and taken off without a trace.
 
     y = W x + w * (alpha / rank) * B A dropout(x)        (Hu et al. 2021; w is a composition's weight, 1 without one)
 
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from server.engine.base_model import adapted_layers
 from server.engine.prompt import Prompt
 from server.engine.routed_lora import replace
+from worker.training.adapted import layers_to_train
 from worker.training.blockwise import wide
 from worker.training.fit import B_FACTOR
-from worker.training.recipe import Reading, Schedule
+from worker.training.recipe import Adapted, Reading, Schedule
 from worker.training.states import OURS, prompt_states
 from worker.training.worn import Wearing, WeightOf, taken_off
 
@@ -62,15 +62,24 @@ class Student:
     """`body` is the decoder below the head, adapters included; `unload` leaves the model as it was."""
 
     def __init__(
-        self, model: PreTrainedModel, recipe: Schedule, seed: int, weight_of: WeightOf | None = None, worn: Sequence[Wearing] = ()
+        self,
+        model: PreTrainedModel,
+        recipe: Schedule,
+        seed: int,
+        weight_of: WeightOf | None = None,
+        worn: Sequence[Wearing] = (),
+        adapted: Adapted = "all",
     ) -> None:
-        """`weight_of`: what a composition multiplies the trained LoRA's product by in each layer. `worn`: what the model wears already."""
+        """`weight_of`: what a composition multiplies the trained LoRA's product by in each layer. `worn`: what the model wears already.
+
+        Raises InvalidInput for a model whose layers' names do not tell which are `adapted`.
+        """
         torch.manual_seed(seed)
         self.base = model
         self.unworn = self._nothing_on if recipe.scope == "answer" else None
         """What bare segments are read within under scope `answer`."""
         self._worn = worn
-        self._own = adapted_layers(model)
+        self._own = layers_to_train(model, adapted)
         self._layers = {name: TrainedLinear(own, name, recipe, weight_of or _one) for name, own in self._own.items()}
         for name, layer in self._layers.items():
             replace(model, name, layer)

@@ -70,6 +70,7 @@ def test_named_fields_are_changed_and_the_preset_is_not() -> None:
         ("quick", {"positions": "all"}, "shifted, unshifted"),
         ("quick", {"decay": "none"}, "cosine, linear"),
         ("quick", {"scope": "question"}, "all, answer"),
+        ("quick", {"adapted": "lower"}, "all, attention, mlp, upper"),
         ("quick", {"teacher_cache_bytes": 0}, "teacher_cache_bytes in the recipe is a whole number from 1 on"),
         ("quick", {"teacher_cache_bytes": 1e9}, "teacher_cache_bytes in the recipe is a whole number from 1 on"),
         ("quick", {"ddcd_target": 1.0}, "between 0 and 1"),
