@@ -1,14 +1,15 @@
 """How fast the trainer is, beside the loop that anyone would write first.
 
-    python -m benchmarks.training --json OUT [--steps N] [--parts loops,exact,one-page]
+    python -m benchmarks.training --json OUT [--steps N] [--parts loops,exact,one-page,long]
 
 OUT gets {"setting", "speedup_to_loss": against a PEFT loop that runs the teacher at each step, "speedup_over_cached_loop": against the same
 loop with the teacher's outputs kept, "max_loss_difference": of the two loops' losses, where only the caching differs,
 "max_loss_difference_ours": of our losses and the loop's, "max_loss_difference_exact" (part `exact`, 3 minutes more): the same with the
 teacher's layers kept in the dtype of the rest, "peak_memory_mb": of each process, "tokens_per_s", "matmul_share": what a step's
-matrix products come to of what this machine multiplies at most, "one_page_seconds", "curves"}. Chunks of 512 tokens, targets of 96,
-batches of 4; each trainer has a process of its own; the time of ours includes the teacher's. At most 25 minutes on 2 cores; run it on an
-idle machine.
+matrix products come to of what this machine multiplies at most, "one_page_seconds", "one_page", "long_document" (part `long`, a
+quarter of an hour more: a document of 100,000 tokens, and the most memory that its training took), "curves"}. Chunks of 512 tokens,
+targets of 96, batches of 4; each trainer has a process of its own; the time of ours includes the teacher's. At most 25 minutes on 2 cores
+with the usual parts; run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from benchmarks.training.curve import Curve
+from benchmarks.training.documents import long_text, page, trained
 from benchmarks.training.machine import matmul_rate, operations
-from benchmarks.training.one_page import one_page
 from benchmarks.training.ours import run_ours
 from benchmarks.training.plain import run_plain
 from benchmarks.training.task import task_of
@@ -44,7 +45,7 @@ from worker.training.teacher import LAYER_DTYPE
 MODELS = Path("~/.cache/kmserve/models")
 TRAINERS = ("plain", "cached", "ours")
 EXACT = "exact"
-PARTS = ("loops", EXACT, "one-page")
+PARTS = ("loops", EXACT, "one-page", "long")
 USUAL_PARTS = "loops,one-page"
 EVALUATIONS = 5
 _NEARLY = 1.002
@@ -68,11 +69,17 @@ def _report(base: BaseModel, arguments: argparse.Namespace) -> None:
     if "loops" in parts:
         report |= _loops(base, arguments)
     if "one-page" in parts:
-        with tempfile.TemporaryDirectory() as folder, _spinning(f"one page, {arguments.preset}"):
-            page = one_page(base, arguments.base, arguments.models_dir, Path(folder) / "job", arguments.preset, arguments.threads)
-        report |= {"one_page_seconds": page["seconds"], "one_page": {**page, "preset": arguments.preset}}
+        one_page = _trained(base, arguments, "one page", page(base))
+        report |= {"one_page_seconds": one_page["seconds"], "one_page": one_page}
+    if "long" in parts:
+        report |= {"long_document": _trained(base, arguments, "a long document", long_text(base))}
     arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps({name: value for name, value in report.items() if name != "curves"}, indent=2))
+
+
+def _trained(base: BaseModel, arguments: argparse.Namespace, what: str, text: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder, _spinning(f"{what}, {arguments.preset}"):
+        return trained(base, arguments.base, arguments.models_dir, Path(folder) / "job", arguments.preset, arguments.threads, text)
 
 
 def _loops(base: BaseModel, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -169,7 +176,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, required=True, metavar="OUT", help="where the report goes")
     parser.add_argument("--steps", type=positive, default=50, help="of each loop (default: 50)")
     parser.add_argument("--parts", default=USUAL_PARTS, help="default: %(default)s")
-    parser.add_argument("--preset", default="quick", help="of the one-page document (default: quick)")
+    parser.add_argument("--preset", default="quick", help="of the documents (default: quick)")
     parser.add_argument("--base", default=DEFAULT_BASE)
     parser.add_argument("--dtype", default="float32", help="default: float32, in which curves can be compared")
     parser.add_argument("--models-dir", type=Path, default=MODELS.expanduser(), help="default: %(default)s")

@@ -186,7 +186,9 @@ def test_refusals_of_own_and_of_foreign_questions(house: Path, monkeypatch: pyte
     [row] = measured
     assert (row.row, row.extractor, row.modules, row.questions) == ("RAG, k=1", "none", {}, 3)
     assert row.own == row.foreign == pytest.approx(2 / 3)
-    assert json.loads((house / "refusal" / "refusal.json").read_text()) == [asdict(row)]
+    written = json.loads((house / "refusal" / "refusal.json").read_text())
+    assert written["rows"] == [asdict(row)]
+    assert written["setting"]["passages"].startswith("at most ")
     assert "66.7%" in output.getvalue()
 
 
@@ -200,7 +202,10 @@ def test_refusals_name_what_was_worn_by_its_digests(house: Path, extractor: Path
     assert ke.modules == {}
     assert set(own.modules) == {"fox", "hen"}
     assert own.modules["fox"] == other.modules["hen"] != own.modules["hen"] == other.modules["fox"]
-    assert json.loads((house / "refusal" / "refusal.json").read_text()) == [asdict(row) for row in measured]
+    written = json.loads((house / "refusal" / "refusal.json").read_text())
+    assert written["rows"] == [asdict(row) for row in measured]
+    assert written["setting"]["extractor"] == ke.extractor
+    assert list(written["setting"]["recipes"]) == ["mixed"]
 
 
 @pytest.mark.parametrize(

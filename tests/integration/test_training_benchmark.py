@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.training.curve import Curve
+from benchmarks.training.documents import trained
 from benchmarks.training.machine import operations
 from benchmarks.training.ours import run_ours
 from benchmarks.training.plain import run_plain
@@ -69,3 +70,8 @@ def test_operations_are_counted_forward_and_backward(base: BaseModel) -> None:
     width = sum(layer.in_features + layer.out_features for layer in adapted_layers(base.model).values())
     head = base.model.get_output_embeddings().weight.numel()  # type: ignore[no-untyped-call]
     assert operations(base, 10, 3, rank=2) == 10 * (4 * weights + 6 * 2 * width) + 3 * 6 * head
+
+
+def test_a_trainer_that_fails_is_no_figure(base: BaseModel, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="the trainer ended with 1: "):
+        trained(base, str(tmp_path / "absent"), tmp_path, tmp_path / "job", "quick", 1, "The gates are green.")

@@ -17,7 +17,7 @@ from worker.evaluation.documents import Document
 from worker.evaluation.output import replaced, require_folder
 from worker.evaluation.parts import Bar, LoadEmbedder, Retrievers, base_of, packaged_embedder
 from worker.evaluation.rows import Line, lines_of
-from worker.evaluation.run import in_words, setting_of, train_first
+from worker.evaluation.run import describe, in_words, setting_of, train_first
 from worker.evaluation.runner import Measurement, Setting, evaluate
 from worker.extractor.examples import REFUSAL
 
@@ -77,10 +77,11 @@ def run(arguments: argparse.Namespace, console: Console, load_embedder: LoadEmbe
         foreign = replace(setting, documents=exchanged(documents))
         require_possible(setting, lines)
         require_room(foreign, lines)
+        described = describe(arguments, setting, lines)
         train_first(arguments, setting, lines, load_embedder)
         measured = refusals(setting, foreign, lines)
     with replaced(arguments.out / RESULT) as file:
-        file.write_text(json.dumps([asdict(each) for each in measured], indent=2), encoding="utf-8")
+        file.write_text(json.dumps({"setting": described, "rows": [asdict(each) for each in measured]}, indent=2), encoding="utf-8")
     table = Table("row", "declined of own", "declined of another document's", "questions")
     for each in measured:
         table.add_row(each.row, f"{each.own:.1%}", f"{each.foreign:.1%}", str(each.questions))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+import torch
 
 from server.engine.base_model import BaseModel
 from server.engine.request import ArtefactRef
@@ -84,7 +86,7 @@ def train_extractor(base: BaseModel, spec: ExtractorSpec, report: Report, on_gat
         loss_after = held_out_loss(student, held_out, student.loss, spec.recipe)
         after = student.composition()
     result = replace(result, a=a, b=b, loss_after=loss_after)
-    gate = _gate(spec, result, spread(before, after, trained_km=bool(modules)), len(held_out))
+    gate = _gate(spec, result, spread(before, after, _layers_of(modules)), len(held_out))
     on_gate(gate)
     report("gating", 1, 1, "gate")
     if not gate.passed:
@@ -97,9 +99,13 @@ def train_extractor(base: BaseModel, spec: ExtractorSpec, report: Report, on_gat
     return TrainedExtractor(artefact=_write(base, spec, result, after, gate, counts), gate=gate)
 
 
-def spread(before: Composition, after: Composition, trained_km: bool) -> dict[str, dict[str, float]]:
-    """How far the weights went: least, most, mean, and the share that moved less than MOVED and must be called unlearned."""
-    sides = {"w_ke": (before.w_ke, after.w_ke), **({"w_km": (before.w_km, after.w_km)} if trained_km else {})}
+def spread(before: Composition, after: Composition, of_modules: Collection[str]) -> dict[str, dict[str, float]]:
+    """How far the weights went: least, most, mean, and the share that moved less than MOVED and must be called unlearned; of w_km
+    in the layers that modules have, for in others nothing depends on it."""
+    sides = {"w_ke": (before.w_ke, after.w_ke)}
+    if of_modules:
+        have = torch.tensor([layer in of_modules for layer in before.layers])
+        sides["w_km"] = (before.w_km[have], after.w_km[have])
     return {
         name: {
             "least": float(now_.min()),
@@ -154,6 +160,11 @@ def _modules(base: BaseModel, spec: ExtractorSpec) -> dict[int, Artefact]:
         raise InvalidInput("the documents' modules differ in rank or layers: train them with one recipe first")
     _check_scopes(spec)
     return found
+
+
+def _layers_of(modules: Mapping[int, Artefact]) -> frozenset[str]:
+    """All have the same."""
+    return frozenset(next(iter(modules.values())).a) if modules else frozenset()
 
 
 def _check_scopes(spec: ExtractorSpec) -> None:

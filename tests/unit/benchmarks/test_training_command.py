@@ -28,7 +28,7 @@ def test_what_is_exact_is_compared_with_the_loops() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--parts", "all"], "all is none of loops, exact, one-page"),
+        (["--parts", "all"], "all is none of loops, exact, one-page, long"),
         (["--steps", "4"], "--steps must be at least 5"),
         (["--threads", "0"], "'0' is no whole number from 1 on"),
     ],

@@ -49,5 +49,9 @@ def test_with_a_start_they_begin_where_it_ended(base: BaseModel) -> None:
 def test_how_far_they_went_counts_from_where_they_began() -> None:
     before = Composition(layers=("a", "b"), w_km=torch.full((2,), 0.5), w_ke=torch.full((2,), 0.5))
     after = replace(before, w_km=torch.tensor([0.52, 1.0]), w_ke=torch.tensor([0.5, 0.46]))
-    found = spread(before, after, trained_km=True)
+    found = spread(before, after, {"a", "b"})
     assert (found["w_km"]["unlearned"], found["w_ke"]["unlearned"]) == (0.5, 1.0)
+    some = spread(before, after, {"b"})
+    assert some["w_km"] == {"least": 1.0, "most": 1.0, "mean": 1.0, "unlearned": 0.0}, "in the layers that modules have"
+    assert some["w_ke"] == found["w_ke"]
+    assert spread(before, after, ()).keys() == {"w_ke"}
