@@ -17,7 +17,7 @@ _ATTENTION: Final = re.compile(r"\.\w*(attn|attention)\w*\.")
 
 
 def layers_to_train(model: PreTrainedModel, adapted: Adapted) -> dict[str, nn.Linear]:
-    """Of `adapted_layers`, in their order. Raises InvalidInput for a model whose names do not tell."""
+    """Of `adapted_layers`, in their order; `mlp` are all but attention's. Raises InvalidInput where the names do not tell."""
     layers = adapted_layers(model)
     if adapted == "all":
         return layers

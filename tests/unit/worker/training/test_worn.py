@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,6 +14,8 @@ from server.engine.base_model import BaseModel, adapted_layers
 from server.modules.artefact import Artefact
 from tests.support.tiny_models import tiny_artefact, tiny_base
 from tests.support.tiny_training import RECIPE
+from worker.training.adapted import layers_to_train
+from worker.training.recipe import Adapted
 from worker.training.states import Worn, target_states
 from worker.training.student import Student
 from worker.training.worn import Wearing, like, module_weights, wearing, worn_extractor
@@ -95,16 +98,19 @@ def test_loras_of_several_shapes_are_refused(base: BaseModel) -> None:
         Wearing([tiny_artefact(base, 1), tiny_artefact(base, 2, rank=2)], lambda layer: None, like(base))
 
 
-def test_a_student_over_a_worn_extractor_is_what_serving_composes(base: BaseModel) -> None:
+@pytest.mark.parametrize("adapted", ["all", "attention"])
+def test_a_student_over_a_worn_extractor_is_what_serving_composes(base: BaseModel, adapted: Adapted) -> None:
     """The student's own product counts by w_km, and bare it is the base with the extractor."""
-    extractor, module = tiny_artefact(base, 1, extractor=True), tiny_artefact(base, 2)
+    extractor, whole_module = tiny_artefact(base, 1, extractor=True), tiny_artefact(base, 2)
+    layers = layers_to_train(base.model, adapted)
+    module = replace(whole_module, a={name: whole_module.a[name] for name in layers}, b={name: whole_module.b[name] for name in layers})
     assert extractor.composition is not None
     km, ke = ({layer: extractor.composition.weights(layer)[side] for layer in extractor.a} for side in (0, 1))
     prompt, target = (256, 5, 6), (7, 9)
     whole = torch.tensor([[*prompt, *target]])
     scaled = {name: tensor * module.scaling for name, tensor in module.b.items()}
     with wearing(base.model, [worn_extractor(extractor, like(base))]):
-        student = Student(base.model, RECIPE, 0, module_weights(extractor, like(base)))
+        student = Student(base.model, RECIPE, 0, module_weights(extractor, like(base)), adapted=adapted)
         student.wear(module.a, scaled)
         student.train(False)
         head: nn.Linear = base.model.get_output_embeddings()  # type: ignore[no-untyped-call]
