@@ -15,6 +15,8 @@ from server.engine.base_model import BaseModel
 
 PAGE = Path(__file__).parents[2] / "clients" / "examples" / "policy.md"
 PAGE_TOKENS, LONG_TOKENS = 600, 100_000
+TRAINER = (sys.executable, "-m", "worker.train")
+_LOOK_SECONDS = 0.1
 
 
 def page(base: BaseModel) -> str:
@@ -70,10 +72,12 @@ def trained(base: BaseModel, source: str, models: Path, folder: Path, preset: st
     (folder / "spec.json").write_text(json.dumps(spec))
     reader, writer = os.pipe()  # the trainer ends when its parent's side closes
     started = time.perf_counter()
+    peak_kib = 0
     with (folder / "events").open("w") as events, (folder / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-m", "worker.train", str(folder)], stdin=reader, stdout=events, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)  # which tells this child's memory, where others were waited for before
-    process.returncode = os.waitstatus_to_exitcode(status)
+        process = subprocess.Popen([*TRAINER, str(folder)], stdin=reader, stdout=events, stderr=log)
+        while process.poll() is None:
+            peak_kib = max(peak_kib, _peak_kib(process.pid))
+            time.sleep(_LOOK_SECONDS)
     seconds = time.perf_counter() - started
     os.close(reader)
     os.close(writer)
@@ -84,6 +88,15 @@ def trained(base: BaseModel, source: str, models: Path, folder: Path, preset: st
         "preset": preset,
         "tokens": tokens_of(base, text),
         "seconds": round(seconds, 1),
-        "peak_memory_mb": round(usage.ru_maxrss / 1024),
+        "peak_memory_mb": round(peak_kib / 1024),
         "gate": told[-1]["gate"],
     }
+
+
+def _peak_kib(pid: int) -> int:
+    """The most that the process has had in memory so far, 0 of one that has ended. What `wait4` tells begins with its parent's."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)

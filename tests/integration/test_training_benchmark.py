@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.training import documents
 from benchmarks.training.curve import Curve
 from benchmarks.training.documents import trained
 from benchmarks.training.machine import operations
@@ -75,3 +77,14 @@ def test_operations_are_counted_forward_and_backward(base: BaseModel) -> None:
 def test_a_trainer_that_fails_is_no_figure(base: BaseModel, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="the trainer ended with 1: "):
         trained(base, str(tmp_path / "absent"), tmp_path, tmp_path / "job", "quick", 1, "The gates are green.")
+
+
+def test_a_documents_memory_is_its_trainers_alone(base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the trainer a program that takes 64 MiB and tells of a gate; this process has far more."""
+    said = 'import time; taken = bytes(1) * 2**26; time.sleep(0.5); print(\'{"gate": {"passed": true}}\')'
+    monkeypatch.setattr(documents, "TRAINER", (sys.executable, "-c", said))
+    found = trained(base, "absent", tmp_path, tmp_path / "job", "quick", 1, "The gates are green.")
+    assert found["gate"] == {"passed": True}
+    assert found["tokens"] == len("The gates are green.")
+    assert 64 < found["peak_memory_mb"] < 128
+    assert found["seconds"] >= 0.5
