@@ -6,8 +6,8 @@ OUT gets {"setting", "speedup_to_loss": against a PEFT loop that runs the teache
 loop with the teacher's outputs kept, "max_loss_difference": of the two loops' losses, where only the caching differs,
 "max_loss_difference_ours": of our losses and the loop's, "max_loss_difference_exact" (part `exact`, 3 minutes more): the same with the
 teacher's layers kept in the dtype of the rest, "peak_memory_mb": of each process, "tokens_per_s", "matmul_share": what a step's
-matrix products come to of what this machine multiplies at most, "one_page_seconds", "one_page", "long_document" (part `long`, a
-quarter of an hour more: a document of 100,000 tokens, and the most memory that its training took), "curves"}. Chunks of 512 tokens,
+matrix products come to of what this machine multiplies at most, "one_page_seconds", "one_page", "long_document" (part `long`, five
+minutes more: a document of 100,000 tokens, and the most memory that its training took), "curves"}. Chunks of 512 tokens,
 targets of 96, batches of 4; each trainer has a process of its own; the time of ours includes the teacher's. At most 25 minutes on 2 cores
 with the usual parts; run it on an idle machine.
 """

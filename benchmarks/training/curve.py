@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import resource
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from benchmarks.training.machine import peak_mb
 
 
 @dataclass(kw_only=True)
@@ -42,5 +44,5 @@ class Curve:
         return next((seconds for _, found, seconds in self.held_out if found <= loss), None)
 
     def as_json(self) -> dict[str, Any]:
-        self.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.peak_mb = peak_mb(os.getpid())
         return asdict(self)

@@ -7,10 +7,10 @@ import os
 import subprocess
 import sys
 import time
-from itertools import count
 from pathlib import Path
 from typing import Any
 
+from benchmarks.training.machine import peak_mb
 from server.engine.base_model import BaseModel
 
 PAGE = Path(__file__).parents[2] / "clients" / "examples" / "policy.md"
@@ -33,14 +33,12 @@ def page(base: BaseModel) -> str:
 def long_text(base: BaseModel) -> str:
     """The page of one office after another, until there are LONG_TOKENS tokens: long, and no two windows alike."""
     lines = [line for line in page(base).splitlines() if line]
-    text: list[str] = []
+    offices: list[str] = []
     tokens = 0
-    for office in count(1):
-        text += [f"Office {office}: {line.lstrip('# ')}" for line in lines]
-        tokens += tokens_of(base, "\n\n".join(text[-len(lines) :]))
-        if tokens >= LONG_TOKENS:
-            return "\n\n".join(text)
-    raise AssertionError("offices are endless")
+    while tokens < LONG_TOKENS:
+        offices.append("\n\n".join(f"Office {len(offices) + 1}: {line.lstrip('# ')}" for line in lines))
+        tokens += tokens_of(base, offices[-1])
+    return "\n\n".join(offices)
 
 
 def tokens_of(base: BaseModel, text: str) -> int:
@@ -72,11 +70,11 @@ def trained(base: BaseModel, source: str, models: Path, folder: Path, preset: st
     (folder / "spec.json").write_text(json.dumps(spec))
     reader, writer = os.pipe()  # the trainer ends when its parent's side closes
     started = time.perf_counter()
-    peak_kib = 0
+    most_mb = 0.0
     with (folder / "events").open("w") as events, (folder / "log").open("w") as log:
         process = subprocess.Popen([*TRAINER, str(folder)], stdin=reader, stdout=events, stderr=log)
         while process.poll() is None:
-            peak_kib = max(peak_kib, _peak_kib(process.pid))
+            most_mb = max(most_mb, peak_mb(process.pid))
             time.sleep(_LOOK_SECONDS)
     seconds = time.perf_counter() - started
     os.close(reader)
@@ -88,15 +86,6 @@ def trained(base: BaseModel, source: str, models: Path, folder: Path, preset: st
         "preset": preset,
         "tokens": tokens_of(base, text),
         "seconds": round(seconds, 1),
-        "peak_memory_mb": round(peak_kib / 1024),
+        "peak_memory_mb": round(most_mb),
         "gate": told[-1]["gate"],
     }
-
-
-def _peak_kib(pid: int) -> int:
-    """The most that the process has had in memory so far, 0 of one that has ended. What `wait4` tells begins with its parent's."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
